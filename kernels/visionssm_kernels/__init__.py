@@ -1,0 +1,12 @@
+"""Selective-scan kernels for routes over images and volumes: one API, many machines.
+
+    from visionssm_kernels import routed_scan, selective_scan, backends
+    print(backends())     # what can run on this machine, and why the rest cannot
+
+Usable alone: imports torch, numba and triton, never `visionssm`.
+"""
+
+from .backends import backends, use_backend
+from .ops import route_conv, routed_scan, selective_scan
+
+__all__ = ["backends", "route_conv", "routed_scan", "selective_scan", "use_backend"]

@@ -1,0 +1,182 @@
+"""One table of implementations: what each needs, why it cannot run here, and how one is chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+__all__ = ["Backend", "BackendReport", "backends", "module_of", "resolve", "use_backend"]
+
+ENVIRONMENT_VARIABLE = "VISIONSSM_BACKEND"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the operators.
+
+    Args:
+        name: what a user asks for.
+        module: relative module that implements it, imported when first used.
+        composite: True if it is plain torch under autograd, False if it goes through the custom operators.
+        summary: one line for people.
+    """
+
+    name: str
+    module: str
+    composite: bool
+    summary: str
+
+    def why_not(self, device: torch.device, dtype: torch.dtype, d_state: int) -> str | None:
+        """None if it can run such inputs on this machine, else the reason in one line."""
+        if self.composite:
+            return None if dtype.is_floating_point else f"{dtype} is not a floating-point dtype"
+        try:
+            module = module_of(self.name)
+        except ImportError as error:
+            return f"cannot be imported: {error}"
+        return module.why_not(device, dtype, d_state)
+
+
+_TABLE = {
+    backend.name: backend
+    for backend in (
+        Backend("numba", ".cpu", False, "CPU, explicit SIMD, multi-threaded"),
+        Backend("triton", ".triton", False, "GPU, one launch for all routes"),
+        Backend("chunked", ".chunked", True, "any device, plain torch in two passes over chunks"),
+        Backend("reference", ".reference", True, "any device, the loop over steps; ground truth, slow"),
+    )
+}
+_AUTO = ("triton", "numba", "chunked")  # never the loop
+_SLOW_ELEMENTS = 1 << 22  # B*K*T*D*N above which "auto" says once that it is not running a fast kernel
+
+_chosen: str = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+_told: set[str] = set()
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a backend; imports it at first use.
+
+    Raises:
+        ImportError: what it needs is not installed.
+    """
+    return importlib.import_module(_TABLE[name].module, __package__)
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """Which implementations run on this machine; prints as a table."""
+
+    device: str
+    dtype: torch.dtype
+    chosen: str
+    reasons: dict[str, str | None]
+
+    def __getitem__(self, name: str) -> str | None:
+        """None if `name` can run, else why not."""
+        return self.reasons[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.reasons)
+
+    @property
+    def available(self) -> list[str]:
+        """Names of the implementations that can run, the automatic choice's preference first."""
+        return [name for name, reason in self.reasons.items() if reason is None]
+
+    def __str__(self) -> str:
+        lines = [f"scan kernels for {self.dtype} on {self.device} ({self.chosen} would run)"]
+        for name, reason in self.reasons.items():
+            lines.append(f"  {name:<10} {'yes' if reason is None else 'no: ' + reason:<44} {_TABLE[name].summary}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def backends(
+    device: str | torch.device | None = None, dtype: torch.dtype = torch.float32, *, d_state: int = 16
+) -> BackendReport:
+    """Lists the implementations and, for each, why it can or cannot run.
+
+    Args:
+        device: where the tensors would be; the default is CUDA if there is a GPU, else the CPU.
+        dtype: their dtype.
+        d_state: their state size N.
+
+    Returns:
+        A report that prints as a table; `report.available` are the names that can run.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    reasons = {b.name: b.why_not(device, dtype, d_state) for b in _TABLE.values()}
+    chosen = _chosen if _chosen != "auto" else next(name for name in _AUTO if reasons[name] is None)
+    return BackendReport(str(device), dtype, chosen, reasons)
+
+
+def _check_name(name: str) -> str:
+    if name != "auto" and name not in _TABLE:
+        raise ValueError(f"unknown backend {name!r}: choose 'auto' or one of {', '.join(map(repr, _TABLE))}")
+    return name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block, every operator runs this implementation, or raises with the reason why it cannot.
+
+    Args:
+        name: "auto", "numba", "triton", "chunked" or "reference". The environment variable VISIONSSM_BACKEND, read
+            at import, sets the same for a whole process.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    global _chosen
+    previous, _chosen = _chosen, _check_name(name)
+    try:
+        yield
+    finally:
+        _chosen = previous
+
+
+@torch.compiler.assume_constant_result
+def resolve(requested: str, device: str, dtype: torch.dtype, d_state: int) -> str:
+    """The implementation that will run.
+
+    Args:
+        requested: a name, or "auto" to follow `use_backend` and then the fastest that can run.
+        device: where the tensors are, as text.
+        dtype: of u.
+        d_state: N.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: the requested implementation cannot run such inputs; the message says why.
+    """
+    name = _check_name(requested)
+    name = _check_name(_chosen) if name == "auto" else name
+    where = torch.device(device)
+    if name != "auto":
+        reason = _TABLE[name].why_not(where, dtype, d_state)
+        if reason is not None:
+            usable = [n for n, b in _TABLE.items() if b.why_not(where, dtype, d_state) is None]
+            raise RuntimeError(f"backend {name!r} cannot run here: {reason}. Usable: {', '.join(usable)}")
+        return name
+    return next(n for n in _AUTO if _TABLE[n].why_not(where, dtype, d_state) is None)
+
+
+def warn_if_slow(name: str, requested: str, elements: int, device: str, dtype: torch.dtype, d_state: int) -> None:
+    """Says once per process that "auto" runs plain torch on a size where a kernel would be many times faster."""
+    if name != "chunked" or requested != "auto" or _chosen != "auto" or elements < _SLOW_ELEMENTS or name in _told:
+        return
+    _told.add(name)
+    fast = "triton" if torch.device(device).type == "cuda" else "numba"
+    reason = _TABLE[fast].why_not(torch.device(device), dtype, d_state)
+    warnings.warn(
+        f"the selective scan runs in plain torch ('chunked') on a large input because {fast!r} cannot run: {reason}",
+        stacklevel=4,
+    )
