@@ -1,0 +1,144 @@
+"""What a scan order is: K routes over the positions of an image or a volume, as pure index maths.
+
+Legend: K routes, T steps of a route, L positions of the image (its raster index: (z * H + y) * W + x).
+"""
+
+import dataclasses
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["ScanOrder", "grid"]
+
+
+def grid(size: Sequence[int]) -> Tensor:
+    """Return the image whose value is its own raster index, int64 of shape `size`; reading it in any order gives that route."""
+    return torch.arange(math.prod(size), device="cpu").view(tuple(size))
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(map(_freeze, value)) if isinstance(value, (list, tuple)) else value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ScanOrder(ABC):
+    """A scan order: subclass it, annotate the options, write `paths`, and decorate it with `register_scan`.
+
+    Every subclass is made a frozen keyword-only dataclass, so its annotated attributes are its options and must be
+    plain values (numbers, strings, booleans, sequences of them). Two orders are equal when name and options are.
+
+    Args:
+        ndim: rank of the images to read, one of `ndims`; 0 takes the first of them.
+    Raises:
+        ValueError: `ndim` or another option is not accepted.
+        TypeError: an option is not a plain value.
+    """
+
+    ndim: int = 0
+
+    name: ClassVar[str]  # set by register_scan
+    key: ClassVar[str]  # set per instance: the string from which scan_from_key rebuilds an equal order
+    num_routes: ClassVar[int]  # K: a class attribute, or a property where options decide
+    ndims: ClassVar[tuple[int, ...]] = (2,)  # ranks of the images it can read
+    total: ClassVar[bool] = True  # each route visits every position; if not, the routes together visit each exactly once
+    padded: ClassVar[bool] = False  # routes may hold -1: a step that reads and writes a zero token
+    adjacency: ClassVar[Literal["none", "faces", "corners"]] = "none"
+    """What a step is at every size: "faces" = to a direct neighbour, "corners" = diagonals too, "none" = no promise."""
+    groups: ClassVar[int] = 1  # channel groups; group g is read by routes g * K / groups ... (g + 1) * K / groups - 1
+    segmented: ClassVar[bool] = False  # the state restarts inside a route: see `segments`
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)(cls)
+        cls.name = cls.__name__
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _freeze(getattr(self, field.name)))
+        if self.ndim == 0:
+            object.__setattr__(self, "ndim", self.ndims[0])
+        if self.ndim not in self.ndims:
+            raise ValueError(f"scan {self.name!r}: ndim={self.ndim!r} is not one of {self.ndims}")
+        self.check()
+        object.__setattr__(self, "key", f"{self.name}|{json.dumps(self.options, sort_keys=True, separators=(',', ':'))}")
+
+    def check(self) -> None:
+        """Raise ValueError if the options do not go together; called once, at construction."""
+
+    @abstractmethod
+    def paths(self, size: tuple[int, ...]) -> Sequence[Tensor]:
+        """Return the K routes over a checked `size`, int64 each; shorter ones are padded at the end by `routes`."""
+
+    def length(self, size: Sequence[int]) -> int:
+        """Return T for `size`; arithmetic only, so that it also holds for symbolic sizes."""
+        return math.prod(size)
+
+    def segments(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return per route the length of its pieces: state and causal convolution restart at each multiple of it."""
+        return (self.length(size),) * self.num_routes
+
+    def for_layer(self, index: int, depth: int) -> "ScanOrder":
+        """Return the order that layer `index` of `depth` uses; orders without a schedule return themselves."""
+        if not 0 <= index < depth:
+            raise ValueError(f"layer index must be in 0..depth-1, got index={index}, depth={depth}")
+        return self._layer(index, depth)
+
+    def _layer(self, index: int, depth: int) -> "ScanOrder":
+        return self
+
+    def routes(self, size: Sequence[int]) -> Tensor:
+        """Return the routes over an image.
+
+        Args:
+            size: (H, W), (D, H, W) or (L,), each at least 1. A size of another rank in `ndims` is read by the same order
+                of that rank, which may have another number of routes.
+        Returns:
+            int64 (K, T) on the CPU: the position that route k visits at step t, or -1 for a padding step.
+        Raises:
+            ValueError: the rank or a side of `size` is not accepted.
+        """
+        size = tuple(int(side) for side in size)
+        if len(size) != self.ndim and len(size) in self.ndims:
+            return dataclasses.replace(self, ndim=len(size)).routes(size)
+        if len(size) != self.ndim or min(size) < 1:
+            ranks = " or ".join(str(rank) for rank in self.ndims)
+            raise ValueError(f"scan {self.name!r} reads images of {ranks} dimensions with sides of 1 or more, got size={size}")
+        table = torch.full((self.num_routes, self.length(size)), -1, device="cpu")
+        for row, path in zip(table, self.paths(size), strict=True):
+            row[: path.numel()] = path
+        return table
+
+    def inverse(self, size: Sequence[int]) -> Tensor:
+        """Return int64 (K, L): the step at which route k visits each position, or -1 where it never does."""
+        routes = self.routes(size)
+        steps = torch.arange(routes.shape[1], device="cpu").expand_as(routes)
+        visited = routes >= 0
+        # Padding steps are written to one extra column, which is then cut off.
+        columns = torch.where(visited, routes, math.prod(size))
+        table = torch.full((routes.shape[0], math.prod(size) + 1), -1, device="cpu")
+        return table.scatter_(1, columns, steps)[:, :-1].contiguous()
+
+    @property
+    def merge(self) -> Literal["sum", "concat"]:
+        """How the outputs of the routes join: added, or concatenated by channel group when there are several groups."""
+        return "sum" if self.groups == 1 else "concat"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options, such that `create_scan(name, **options)` is this order again."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "ndim" or len(self.ndims) > 1}
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"create_scan({self.name!r}{', ' if options else ''}{options})"

@@ -1,0 +1,117 @@
+"""Window by window."""
+
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .base import ScanOrder, grid
+from .registry import register_scan
+
+__all__ = ["Window", "WindowColumnFirst"]
+
+_DIRECTION = re.compile(r"(?:h|v|w([1-9]\d*))(?:_flip)?")
+
+
+def _side(direction: str) -> int:
+    """Return the window side K of "wK" and "wK_flip", 1 for the others."""
+    return int(_DIRECTION.fullmatch(direction)[1] or 1)
+
+
+def _windows(image: Tensor, side: int) -> Tensor:
+    """Return an image of any rank read window by window, raster among and inside the windows, -1 where it is padded."""
+    ends = [end for length in reversed(image.shape) for end in (0, -length % side)]
+    image = pad(image, ends, value=-1)
+    ndim = image.dim()
+    blocks = image.reshape([part for length in image.shape for part in (length // side, side)])
+    return blocks.permute(*range(0, 2 * ndim, 2), *range(1, 2 * ndim, 2)).flatten()
+
+
+def _read(image: Tensor, direction: str) -> Tensor:
+    if direction[0] == "h":
+        path = image.flatten()
+    elif direction[0] == "v":
+        path = image.permute(*reversed(range(image.dim()))).flatten()
+    else:
+        path = _windows(image, _side(direction))
+    return path.flip(0) if direction.endswith("_flip") else path
+
+
+def _length(directions: Sequence[str], size: Sequence[int]) -> int:
+    length = math.prod(size)
+    for side in sorted({_side(direction) for direction in directions} - {1}):
+        # sym_max, because max() would ask a symbolic size for its value.
+        length = torch.sym_max(length, math.prod(-(-s // side) * side for s in size))
+    return length
+
+
+def _check(name: str, directions: tuple[str, ...]) -> None:
+    if not isinstance(directions, tuple) or not directions:
+        raise ValueError(f"scan {name!r}: directions must be a non-empty list of strings, got {directions!r}")
+    for direction in directions:
+        if not isinstance(direction, str) or not _DIRECTION.fullmatch(direction):
+            raise ValueError(
+                f"scan {name!r}: direction {direction!r} is not 'h', 'v' or 'wK' with a window side K, or one of these + '_flip'"
+            )
+
+
+@register_scan("window")
+class Window(ScanOrder):
+    """Lines and windows: LocalMamba (arXiv 2403.09338, hunto/LocalMamba@75e5d1f).
+
+    "h" reads rows, "v" columns, "wK" windows of side K in raster order, raster inside each; the image is padded at the
+    bottom and right to multiples of K and the padding is scanned too. "_flip" reverses the whole sequence, padding included.
+    Shorter routes are padded at the end up to the longest. In 3D "v" takes the axes in reverse order and windows are cubes.
+
+    Args:
+        directions: the routes, any of "h", "v", "wK" with K >= 1, and these with "_flip".
+    """
+
+    directions: tuple[str, ...] = ("h", "h_flip", "v", "v_flip", "w2", "w2_flip", "w7", "w7_flip")
+
+    ndims = (2, 3)
+    padded = True
+
+    def check(self) -> None:
+        _check(self.name, self.directions)
+
+    @property
+    def num_routes(self) -> int:
+        return len(self.directions)
+
+    def length(self, size: Sequence[int]) -> int:
+        return _length(self.directions, size)
+
+    def paths(self, size: tuple[int, ...]) -> list[Tensor]:
+        return [_read(grid(size), direction) for direction in self.directions]
+
+
+@register_scan("window_column_first")
+class WindowColumnFirst(ScanOrder):
+    """`window` of the transposed image: windows column by column, column-major inside; in LocalMamba's code, unused there.
+
+    Args:
+        directions: as for `window`.
+    """
+
+    directions: tuple[str, ...] = ("w2", "w2_flip", "w7", "w7_flip")
+
+    ndims = (2, 3)
+    padded = True
+
+    def check(self) -> None:
+        _check(self.name, self.directions)
+
+    @property
+    def num_routes(self) -> int:
+        return len(self.directions)
+
+    def length(self, size: Sequence[int]) -> int:
+        return _length(self.directions, size)
+
+    def paths(self, size: tuple[int, ...]) -> list[Tensor]:
+        image = grid(size).permute(*reversed(range(len(size))))
+        return [_read(image, direction) for direction in self.directions]
