@@ -1,7 +1,7 @@
 """Rewrite what tests/packaging compares with: the public names, and the state dict of every variant.
 
 python dev/update_snapshots.py                 rewrite both
-python dev/update_snapshots.py --keys MODEL    print the names and shapes behind one hash, to compare revisions
+python dev/update_snapshots.py --keys MODEL    print the names and shapes behind a hash, to compare revisions
 """
 
 import argparse

@@ -37,8 +37,6 @@ def _seed() -> None:
 @pytest.fixture
 def nan_poison() -> Iterator[None]:
     """Memory from torch.empty and its kin holds NaN: what a kernel forgot to write shows."""
-    torch.use_deterministic_algorithms(
-        True
-    )  # torch then fills uninitialised memory, see torch.utils.deterministic
+    torch.use_deterministic_algorithms(True)  # which fills new memory, see torch.utils.deterministic
     yield
     torch.use_deterministic_algorithms(False)

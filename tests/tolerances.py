@@ -10,7 +10,7 @@ TOLERANCES: dict[torch.dtype, dict[str, float]] = {
     torch.float16: {"rtol": 2e-3, "atol": 2e-3},
 }
 
-# Half precision against a float64 oracle: at most this many times the error of an eager run in the same dtype.
+# Half precision against a float64 oracle: at most this many times the error of eager torch in that dtype.
 HALF_PRECISION_ERROR_RATIO = 2.0
 
 # Largest absolute difference from the published output, in float32.
