@@ -1,0 +1,77 @@
+"""How a published state dict differs from ours, as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["CheckpointError", "Layout"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not fit the model; the message names the keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The published layout of a family.
+
+    Args:
+        source: repository and commit that defines it.
+        renames: (regular expression, replacement) pairs, applied in this order to every published key. A result that ends
+            in "#i" is slice i along a new first dimension of the key before it: how per-route tensors are stacked.
+        ignore: expressions of published keys that are not learned values; dropped.
+        reshape: expressions of our keys whose tensors may arrive in another shape of the same number of elements.
+        wrappers: keys under which a training file may hold the state dict, the preferred first.
+        convert: a last step for what renaming cannot say: (state in our names, model) -> state.
+    """
+
+    source: str
+    renames: tuple[tuple[str, str], ...]
+    ignore: tuple[str, ...] = ()
+    reshape: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ("model_ema", "model", "state_dict", "params_ema", "params")
+    convert: Callable[[dict[str, Tensor], torch.nn.Module], dict[str, Tensor]] | None = field(default=None)
+
+    def unwrap(self, file: Mapping[str, object]) -> Mapping[str, object]:
+        """The state dict inside a training file."""
+        for key in self.wrappers:
+            inner = file.get(key)
+            if isinstance(inner, Mapping):
+                return self.unwrap(inner)
+        return file
+
+    def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our names and stacking for a published state dict; differentiable, copies nothing that is not stacked.
+
+        Raises:
+            CheckpointError: two tensors claim one name, or a slice of a stack is missing.
+        """
+        single: dict[str, Tensor] = {}
+        stacks: dict[str, dict[int, Tensor]] = {}
+        for published, tensor in state.items():
+            if any(re.search(pattern, published) for pattern in self.ignore):
+                continue
+            key = published
+            for pattern, replacement in self.renames:
+                key = re.sub(pattern, replacement, key)
+            name, _, index = key.partition("#")
+            group = stacks.setdefault(name, {}) if index else None
+            if name in single or (group is not None and int(index) in group):
+                raise CheckpointError(f"{published!r} becomes {key!r}, which another tensor of the file already is")
+            if group is None:
+                single[name] = tensor
+            else:
+                group[int(index)] = tensor
+        for name, slices in stacks.items():
+            if sorted(slices) != list(range(len(slices))):
+                raise CheckpointError(f"{name!r} is stacked from routes, but the file only holds {sorted(slices)}")
+            shapes = {tuple(tensor.shape) for tensor in slices.values()}
+            if len(shapes) != 1:
+                raise CheckpointError(f"{name!r} is stacked from routes, but these have different shapes: {shapes}")
+            single[name] = torch.stack([slices[i] for i in range(len(slices))])
+        return single

@@ -1,0 +1,165 @@
+"""From a published state dict to a model of ours: convert, adapt, check, load."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models._manipulate import adapt_input_conv
+from torch import Tensor, nn
+
+from .layout import CheckpointError, Layout
+from .read import as_tensors, read_checkpoint
+
+__all__ = ["adapt", "convert", "load_official", "read_checkpoint"]
+
+_SHOWN = 8  # keys of each kind that an error lists
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """The published layout of a model's family.
+
+    Raises:
+        TypeError: the model has none.
+    """
+    layout = getattr(model, "official_layout", None)
+    if not isinstance(layout, Layout):
+        raise TypeError(f"{type(model).__name__} has no published layout; load its own state dict instead")
+    return layout
+
+
+def convert(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """A state dict in our names and shapes, from the published layout or from ours.
+
+    Pure tensor operations, so gradients flow from our tensors back to the published ones.
+
+    Args:
+        state: published names -> tensors or arrays, or a training file that wraps them.
+        model: the model that the result is for; nothing is loaded.
+
+    Raises:
+        CheckpointError: names clash, or nothing in it is a tensor.
+    """
+    layout = layout_of(model)
+    tensors = as_tensors(layout.unwrap(state))
+    ours = model.state_dict()
+    if set(tensors) <= set(ours):
+        return tensors
+    tensors = layout.rename(tensors)
+    if layout.convert is not None:
+        tensors = layout.convert(tensors, model)
+    for key, tensor in tensors.items():
+        wanted = ours.get(key)
+        may = wanted is not None and wanted.numel() == tensor.numel()
+        if may and any(re.search(pattern, key) for pattern in layout.reshape):
+            tensors[key] = tensor.reshape(wanted.shape)
+    return tensors
+
+
+def check(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> None:
+    """Raises CheckpointError unless `state` has exactly the model's names and shapes."""
+    ours = model.state_dict()
+    missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in ours]
+    wrong = [
+        f"{key}: file {tuple(state[key].shape)}, model {tuple(ours[key].shape)}"
+        for key in ours
+        if key in state and state[key].shape != ours[key].shape
+    ]
+    if not (missing or unexpected or wrong):
+        return
+    lines = [f"{origin} does not fit {type(model).__name__}{_name(model)}"]
+    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)):
+        if keys:
+            more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+            lines.append(f"  {len(keys)} {what}: {', '.join(keys[:_SHOWN])}{more}")
+    raise CheckpointError("\n".join(lines))
+
+
+def _name(model: nn.Module) -> str:
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    return f" ({architecture})" if architecture else ""
+
+
+def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
+    """Loads a published checkpoint, strictly.
+
+    Args:
+        model: a model of this package.
+        source: a file, or a mapping from published names to tensors or arrays. Training files are unwrapped
+            ("model_ema", "model", "state_dict", ...), and read without running code that they carry.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: unreadable, or keys missing, unexpected or of another shape; the message names them.
+        FileNotFoundError: no such file.
+    """
+    if isinstance(source, (str, Path)):
+        origin, content = str(source), read_checkpoint(source)
+    elif isinstance(source, Mapping):
+        origin, content = "the given state dict", source
+    else:
+        raise TypeError(f"source must be a path or a mapping, got {type(source).__name__}")
+    state = convert(content, model)
+    check(state, model, origin)
+    model.load_state_dict(state, strict=False)  # strictness was checked above, with names
+    return model
+
+
+def adapt(state: dict[str, Tensor], model: nn.Module, *, in_chans: int = 3) -> dict[str, Tensor]:
+    """Fits a converted state dict to a model with other input channels, classes or position grid.
+
+    The first convolution is summed or repeated over input channels as timm does, a classifier of another size is left
+    at the model's own values, and `model.resize_position_tables`, where a family has one, resizes position tables.
+
+    Args:
+        state: converted.
+        model: the model to fit.
+        in_chans: channels that the checkpoint was trained with.
+    """
+    ours = model.state_dict()
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    state = dict(state)
+    first_conv, classifier = cfg.get("first_conv"), cfg.get("classifier")
+    if first_conv and f"{first_conv}.weight" in state:
+        key = f"{first_conv}.weight"
+        if state[key].shape != ours[key].shape:
+            state[key] = adapt_input_conv(ours[key].shape[1], state[key], base_chans=in_chans)
+    if classifier:
+        keys = [f"{classifier}.weight", f"{classifier}.bias"]
+        if any(key not in ours or (key in state and state[key].shape != ours[key].shape) for key in keys):
+            for key in keys:
+                state.pop(key, None)
+                if key in ours:
+                    state[key] = ours[key]
+    resize = getattr(model, "resize_position_tables", None)
+    return resize(state) if resize is not None else state
+
+
+def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """timm's filter for every family: converts published names, resizes position tables."""
+    converted = convert(state, model)
+    resize = getattr(model, "resize_position_tables", None)
+    return resize(converted) if resize is not None else converted
+
+
+class PretrainedMixin:
+    """Gives a model timm's `load_pretrained(path)`, which reads published files that plain weights_only loading refuses."""
+
+    @torch.jit.ignore
+    def load_pretrained(self, path: str | Path) -> None:
+        """Loads a published or own checkpoint, fitting input channels, classes and position tables.
+
+        Raises:
+            CheckpointError: the rest of the keys does not fit; the message names them.
+        """
+        assert isinstance(self, nn.Module)
+        cfg: Mapping[str, Any] = getattr(self, "pretrained_cfg", None) or {}
+        state = adapt(convert(read_checkpoint(path), self), self, in_chans=(cfg.get("input_size") or (3,))[0])
+        check(state, self, str(path))
+        self.load_state_dict(state, strict=False)

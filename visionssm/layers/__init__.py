@@ -1,0 +1,17 @@
+"""Building blocks that timm does not have; what it has comes from timm."""
+
+from .downsample import ConvDownsample, PatchMerging
+from .hierarchical import HierarchicalModel, Stage
+from .init import init_A_log, init_dt
+from .stem import ConvStem, PatchStem
+
+__all__ = [
+    "ConvDownsample",
+    "ConvStem",
+    "HierarchicalModel",
+    "PatchMerging",
+    "PatchStem",
+    "Stage",
+    "init_A_log",
+    "init_dt",
+]

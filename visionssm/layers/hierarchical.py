@@ -1,0 +1,171 @@
+"""The frame of every hierarchical backbone: stem, stages, norm, head, and timm's model interface over them."""
+
+from __future__ import annotations
+
+from typing import List, Optional, Tuple, Union  # noqa: UP035  (TorchScript reads these)
+
+import torch
+from timm.layers import ClassifierHead
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+__all__ = ["HierarchicalModel", "Stage"]
+
+
+class Stage(nn.Module):
+    """Downsampling (or none), then blocks; (B, H, W, C) in and out.
+
+    Args:
+        downsample: run before the blocks; `nn.Identity()` in the first stage.
+        blocks: modules from (B, H, W, C) to (B, H, W, C).
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H', W', C')."""
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class HierarchicalModel(nn.Module):
+    """Abstract: a backbone whose maps shrink from stage to stage. A family builds the parts and says nothing more.
+
+    Inside, features are (B, H, W, C); they leave `features_only` and `forward_intermediates` as NCHW.
+
+    Args:
+        in_chans: channels of the image.
+        num_classes: 0 for no classifier.
+        global_pool: "avg", "max", ... or "" for none.
+        stem: (B, in_chans, H, W) -> (B, H', W', dims[0]).
+        stages: one per entry of `dims`.
+        dims: channels after each stage.
+        strides: total stride after each stage.
+        norm: the last norm, over channels.
+        drop_rate: dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_chans: int,
+        num_classes: int,
+        global_pool: str,
+        stem: nn.Module,
+        stages: list[Stage],
+        dims: tuple[int, ...],
+        strides: tuple[int, ...],
+        norm: nn.Module,
+        drop_rate: float,
+    ) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.output_fmt = "NHWC"
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.feature_info = [
+            {"num_chs": dim, "reduction": stride, "module": f"stages.{i}"}
+            for i, (dim, stride) in enumerate(zip(dims, strides, strict=True))
+        ]
+        self.stem = stem
+        self.stages = nn.Sequential(*stages)
+        self.norm = norm
+        self.head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Parameter groups for layer-wise learning rates, in timm's form."""
+        blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.downsample", (0,)),
+                                                   (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                                                   (r"^norm", (99999,))]  # fmt: skip
+        return {"stem": r"^stem", "blocks": blocks}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory: blocks are run again in the backward pass."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Replaces the classifier by a fresh one; 0 classes removes it."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+        self.head_hidden_size = self.head.num_features
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+        """Features of chosen stages, in timm's form.
+
+        Args:
+            x: (B, in_chans, H, W).
+            indices: the last n stages if an int, the chosen ones if a list, all if None.
+            norm: apply the last norm to the last stage's map.
+            stop_early: do not run stages after the last chosen one.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: return only the list of maps.
+
+        Returns:
+            The maps, or (last features, maps).
+        """
+        assert output_fmt in ("NCHW", "NHWC"), "Output format must be one of NCHW or NHWC."
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        last = len(self.stages) - 1
+        x = self.stem(x)
+        # TorchScript cannot slice the stages
+        stages = self.stages if torch.jit.is_scripting() or not stop_early else self.stages[: max_index + 1]
+        i = 0
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in take_indices:
+                feature = self.norm(x) if norm and i == last else x
+                if output_fmt == "NCHW":
+                    feature = feature.permute(0, 3, 1, 2).contiguous()
+                intermediates.append(feature)
+        if intermediates_only:
+            return intermediates
+        return self.norm(x) if i == last else x, intermediates
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> List[int]:
+        """Drops the stages after the last chosen one, in timm's form."""
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: max_index + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, H', W', C), after the last norm."""
+        return self.norm(self.stages(self.stem(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, H', W', C) -> (B, num_classes), or the pooled features."""
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))

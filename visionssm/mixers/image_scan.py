@@ -1,0 +1,129 @@
+"""The image mixer: convolve in image space, then scan along K routes (SS2D).
+
+Source: VMamba, arXiv 2401.10166, figure 3; MzeroMiko/VMamba@2ed52ea. x_proj and dt_proj act per token, so they commute with
+any permutation: dt, B and C are computed once in image order for all routes, and the kernel does the reading in route order.
+
+Legend: B batch, S spatial sizes, L = prod(S), C block width, D inner width, N state, K routes, R dt rank.
+"""
+
+from __future__ import annotations
+
+from typing import Optional  # TorchScript reads these
+
+import torch
+from torch import Tensor, nn
+
+from visionssm.layers import init_A_log, init_dt
+from visionssm.scans import RouteTable, ScanOrder
+
+from .functional import scan_routes
+
+__all__ = ["ImageScan"]
+
+_CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class ImageScan(nn.Module):
+    """SS2D over images or volumes: in_proj, depthwise conv, SiLU, selective scan, norm, (gate,) out_proj.
+
+    Args:
+        dim: C, channels in and out.
+        scan: order of the routes; its rank says whether this reads images or volumes. An order with channel groups
+            (GroupMamba) gives each route its share of the channels.
+        d_inner: D, channels of the scan.
+        d_state: N.
+        dt_rank: R, rank of the step-size projection.
+        conv_size: side of the depthwise kernel, odd.
+        conv_bias: whether the depthwise convolution has a bias.
+        gate: whether in_proj also gives a gate z that multiplies the normed output by SiLU(z).
+        merge: joins the routes, (B, L, K, D) -> (B, L, D); None adds them up inside the kernel.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        scan: ScanOrder,
+        d_inner: int,
+        d_state: int,
+        dt_rank: int,
+        conv_size: int = 3,
+        conv_bias: bool = True,
+        gate: bool = True,
+        merge: Optional[nn.Module] = None,
+    ) -> None:
+        super().__init__()
+        if scan.ndim not in _CONVS:
+            raise ValueError(f"ImageScan reads images and volumes, but {scan!r} reads rank {scan.ndim}")
+        if scan.segmented:
+            raise ValueError(f"{scan!r} restarts the state inside a route, which ImageScan does not do")
+        if d_inner % scan.groups or (scan.groups > 1 and scan.groups != scan.num_routes):
+            raise ValueError(f"{scan!r}: {scan.groups} channel groups do not fit d_inner={d_inner}")
+        routes, channels = scan.num_routes, d_inner // scan.groups
+        self.dims = (dt_rank, d_state, d_state)
+        self.groups = scan.groups
+        self.gated = gate
+        self.in_proj = nn.Linear(dim, 2 * d_inner if gate else d_inner, bias=False)
+        self.conv = _CONVS[scan.ndim](
+            d_inner, d_inner, conv_size, padding=conv_size // 2, groups=d_inner, bias=conv_bias
+        )
+        self.act = nn.SiLU()
+        self.route_table = RouteTable(scan)
+        self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), channels))
+        self.dt_proj = nn.Parameter(torch.empty(routes, channels, dt_rank))
+        self.dt_bias = nn.Parameter(torch.empty(routes, channels))
+        self.A_log = nn.Parameter(torch.empty(routes, channels, d_state))
+        self.D = nn.Parameter(torch.empty(routes, channels))
+        self.merge = nn.Identity() if merge is None else merge
+        self.merge_in_kernel = merge is None and scan.groups == 1
+        self.out_norm = nn.LayerNorm(d_inner)
+        self.out_proj = nn.Linear(d_inner, dim, bias=False)
+        self.reset_scan_parameters()
+
+    def reset_scan_parameters(self) -> None:
+        """Draws x_proj, dt, A and D anew, as Mamba does."""
+        nn.init.uniform_(self.x_proj, -(self.x_proj.shape[-1] ** -0.5), self.x_proj.shape[-1] ** -0.5)
+        init_dt(self.dt_proj, self.dt_bias)
+        with torch.no_grad():
+            self.A_log.copy_(init_A_log(*self.A_log.shape))
+            self.D.fill_(1.0)
+
+    def scan(self, x_BSD: Tensor) -> Tensor:
+        """The selective scan alone: (B, *S, D) -> (B, *S, D)."""
+        x_BLD = x_BSD.flatten(1, -2)
+        if self.groups == 1:
+            proj = nn.functional.linear(x_BLD, self.x_proj.flatten(0, 1)).unflatten(-1, self.x_proj.shape[:2])
+            u_BLKD = x_BLD.unsqueeze(2)
+        else:
+            u_BLKD = x_BLD.unflatten(-1, (self.groups, -1))
+            proj = torch.einsum("blkd,kcd->blkc", u_BLKD, self.x_proj)
+        dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
+        delta_BLKD = torch.einsum("blkr,kdr->blkd", dt_low, self.dt_proj)
+        # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
+        A_KDN = -torch.exp(self.A_log.float())
+        y = scan_routes(
+            u_BLKD,
+            delta_BLKD,
+            A_KDN,
+            B_BLKN,
+            C_BLKN,
+            self.D,
+            self.dt_bias,
+            self.route_table(x_BSD),
+            "sum" if self.merge_in_kernel else "none",
+        )
+        if not self.merge_in_kernel:
+            y = self.merge(y) if self.groups == 1 else y.flatten(2)
+        return y.view_as(x_BSD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, *S, C) -> (B, *S, C)."""
+        x = self.in_proj(x)
+        z = x
+        if self.gated:
+            x, z = x.chunk(2, -1)
+        x = self.act(self.conv(x.movedim(-1, 1))).movedim(1, -1)
+        y = self.out_norm(self.scan(x))
+        if self.gated:
+            y = y * self.act(z)
+        return self.out_proj(y)

@@ -1,0 +1,98 @@
+"""The sequence mixer: convolve causally along each of K routes, then scan along them (bidirectional Mamba).
+
+Source: Vim, arXiv 2401.09417, algorithm 1; hustvl/Vim@dd0358a. Every route has its own convolution, x_proj, dt, A and D; in_proj, the gate
+and out_proj are shared. The convolution sees its neighbours along the route, so u differs per route; all else stays in
+image order and the kernel does the reading.
+
+Legend: B batch, L tokens, C block width, D inner width, N state, K routes, R dt rank, W taps, T steps.
+"""
+
+from __future__ import annotations
+
+from typing import Optional  # TorchScript reads these
+
+import torch
+from torch import Tensor, nn
+
+from visionssm.layers import init_A_log, init_dt
+
+from .functional import conv_along_routes, scan_routes
+
+__all__ = ["SequenceScan"]
+
+
+class SequenceScan(nn.Module):
+    """Mamba along K routes over tokens: in_proj, causal conv, SiLU, selective scan, gate, out_proj.
+
+    Args:
+        dim: C, channels in and out.
+        routes: K.
+        d_inner: D, channels of the scan.
+        d_state: N.
+        dt_rank: R, rank of the step-size projection.
+        d_conv: W, taps of the causal convolution.
+        scale: factor on the merged output (Vim averages its two routes: 0.5).
+        merge: joins the routes, (B, L, K, D) -> (B, L, D); None adds them up inside the kernel.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        routes: int,
+        d_inner: int,
+        d_state: int,
+        dt_rank: int,
+        d_conv: int = 4,
+        scale: float = 1.0,
+        merge: Optional[nn.Module] = None,
+    ) -> None:
+        super().__init__()
+        self.dims = (dt_rank, d_state, d_state)
+        self.scale = scale
+        self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(routes, d_inner, d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(routes, d_inner))
+        self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), d_inner))
+        self.dt_proj = nn.Parameter(torch.empty(routes, d_inner, dt_rank))
+        self.dt_bias = nn.Parameter(torch.empty(routes, d_inner))
+        self.A_log = nn.Parameter(torch.empty(routes, d_inner, d_state))
+        self.D = nn.Parameter(torch.empty(routes, d_inner))
+        self.merge = nn.Identity() if merge is None else merge
+        self.merge_in_kernel = merge is None
+        self.act = nn.SiLU()
+        self.out_proj = nn.Linear(d_inner, dim, bias=False)
+        self.reset_scan_parameters()
+
+    def reset_scan_parameters(self) -> None:
+        """Draws the convolution, x_proj, dt, A and D anew, as Mamba does."""
+        conv_limit, proj_limit = self.conv_weight.shape[-1] ** -0.5, self.x_proj.shape[-1] ** -0.5
+        nn.init.uniform_(self.conv_weight, -conv_limit, conv_limit)
+        nn.init.uniform_(self.conv_bias, -conv_limit, conv_limit)
+        nn.init.uniform_(self.x_proj, -proj_limit, proj_limit)
+        init_dt(self.dt_proj, self.dt_bias)
+        with torch.no_grad():
+            self.A_log.copy_(init_A_log(*self.A_log.shape))
+            self.D.fill_(1.0)
+
+    def forward(self, x_BLC: Tensor, order_KT: Optional[Tensor]) -> Tensor:
+        """Mixes tokens.
+
+        Args:
+            x_BLC: (B, L, C).
+            order_KT: integer (K, T), the token visited at each step; -1 is a padding step. None for one raster route.
+
+        Returns:
+            (B, L, C).
+        """
+        x_BLD, z_BLD = self.in_proj(x_BLC).chunk(2, -1)
+        u_BLKD = conv_along_routes(x_BLD.unsqueeze(2), self.conv_weight, self.conv_bias, order_KT)
+        proj = torch.einsum("blkd,kcd->blkc", u_BLKD, self.x_proj)
+        dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
+        delta_BLKD = torch.einsum("blkr,kdr->blkd", dt_low, self.dt_proj)
+        # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
+        A_KDN = -torch.exp(self.A_log.float())
+        merge = "sum" if self.merge_in_kernel else "none"
+        y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
+        y_BLD = self.merge(y) if not self.merge_in_kernel else y
+        return self.out_proj(y_BLD * (self.act(z_BLD) * self.scale))
