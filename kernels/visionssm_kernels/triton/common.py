@@ -1,0 +1,97 @@
+"""Small device functions shared by the Triton kernels.
+
+Legend: N state, BD channels of one block, U steps loaded together. Tiles are (N, BD), rows are (BD,).
+Positions are int64, because position x stride overruns int32 on large volumes; -1 is a step without a token.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def exp(x):
+    return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
+def log1p(e):
+    """log(1 + e) for 0 <= e <= 1 to float32 rounding, small e included (there log(1 + e) would lose its digits).
+
+    2 atanh(s) with s = e / (2 + e) <= 1/3; the first term left out is 2 s^17 / 17 < 1e-9 of the sum.
+    """
+    s = e / (2.0 + e)
+    q = s * s
+    p = 1.0 / 13.0 + q * (1.0 / 15.0)
+    p = 1.0 / 11.0 + q * p
+    p = 1.0 / 9.0 + q * p
+    p = 1.0 / 7.0 + q * p
+    p = 1.0 / 5.0 + q * p
+    p = 1.0 / 3.0 + q * p
+    return 2.0 * s + 2.0 * s * q * p
+
+
+@triton.jit
+def step_size(raw, SOFTPLUS: tl.constexpr):
+    """dt of a row of delta + bias."""
+    if SOFTPLUS:
+        return tl.maximum(raw, 0.0) + log1p(exp(-tl.abs(raw)))
+    else:
+        return raw
+
+
+@triton.jit
+def sigmoid(x):
+    e = exp(-tl.abs(x))
+    return tl.where(x >= 0.0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def load_position(order, t, T):
+    """Position visited at step t; -1 for a padding step and outside 0..T-1. `order` None is the identity."""
+    if order is None:
+        return tl.where((t >= 0) & (t < T), t, -1).to(tl.int64)
+    else:
+        return tl.load(order + t, mask=(t >= 0) & (t < T), other=-1).to(tl.int64)
+
+
+@triton.jit
+def load_positions(order, t, T, U: tl.constexpr):
+    positions = ()
+    for i in tl.static_range(U):
+        positions = positions + (load_position(order, t + i, T),)
+    return positions
+
+
+@triton.jit
+def load_rows(pointer, positions, stride, offsets, mask, U: tl.constexpr):
+    """U rows (or tiles) of offsets' shape, one per position, zeros at -1, in their own dtype: all loads in flight together."""
+    rows = ()
+    for i in tl.static_range(U):
+        rows = rows + (tl.load(pointer + positions[i] * stride + offsets, mask=mask & (positions[i] >= 0), other=0.0),)
+    return rows
+
+
+@triton.jit
+def step_sizes(deltas, shift, t, T, U: tl.constexpr, SOFTPLUS: tl.constexpr):
+    """U rows of dt. Past the end dt is 0, so that the state stays; a padding step inside the route has raw delta 0."""
+    dts = ()
+    for i in tl.static_range(U):
+        dts = dts + (tl.where(t + i < T, step_size(deltas[i].to(tl.float32) + shift, SOFTPLUS), 0.0),)
+    return dts
+
+
+@triton.jit
+def load_channels(pointer, offsets, mask):
+    """A float32 row of per-channel parameters; None is zero."""
+    if pointer is None:
+        return tl.zeros(offsets.shape, tl.float32)
+    else:
+        return tl.load(pointer + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def advance(h, decay, dt, u, b):
+    """One step of the recurrence: (N, BD) state, `decay` = exp(dt A)."""
+    return decay * h + (dt * u.to(tl.float32))[None, :] * b.to(tl.float32)

@@ -1,0 +1,314 @@
+"""Cases for the Triton kernels: inputs, a float64 oracle, and the comparison. Run as a script it prints a line of JSON per case.
+
+The interpreter must be chosen before Triton decorates the kernels, so `test_triton_interpreter.py` runs this file in a process of its own with
+TRITON_INTERPRET=1; `test_triton_gpu.py` imports it and runs the same cases, and larger ones, on a GPU.
+
+Legend: B batch, L positions, Ku 1 or K, K routes, D channels, N state, T steps, W taps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INPUTS = ("u", "delta", "A", "B", "C", "D", "bias")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One routed scan. `table`: None, "permutation", "subset" (T < L), "padded" (-1 among the steps, T > L)."""
+
+    name: str
+    B: int = 2
+    L: int = 13
+    K: int = 2
+    D: int = 5
+    N: int = 4
+    Ku: int = 1
+    table: str | None = "permutation"
+    per_image: bool = False
+    merge: str = "sum"
+    softplus: bool = True
+    skip: bool = True
+    bias: bool = True
+    states: bool = False
+    strided: bool = False
+    dtype: str = "float32"
+    split: bool | None = None  # force chunks to run in parallel, or one after the other
+    delta_mean: float = -2.0
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution along routes."""
+
+    name: str
+    B: int = 2
+    L: int = 13
+    Kx: int = 1
+    K: int = 2
+    D: int = 5
+    W: int = 4
+    table: str | None = "permutation"
+    per_image: bool = False
+    bias: bool = True
+    silu: bool = True
+    strided: bool = False
+    dtype: str = "float32"
+
+
+SCANS = [
+    *(Scan(f"state {n}", N=n, L=9, D=35 if n == 1 else 9) for n in (1, 2, 4, 8, 16, 32, 64)),
+    Scan("no table", table=None, N=1, L=11),
+    Scan("one position", L=1, table=None),
+    Scan("one step of a table", L=1),
+    Scan("one position, one channel", L=1, D=1, N=1, K=1, B=1),
+    Scan("subset", table="subset", N=2, states=True),
+    Scan("padded", table="padded", N=2, states=True),
+    Scan("padded per image", table="padded", per_image=True, N=1, K=3),
+    Scan("subset per image, apart", table="subset", per_image=True, merge="none", Ku=2),
+    Scan("own u", Ku=2, merge="none", N=1),
+    Scan("own u, summed", Ku=3, K=3, N=2),
+    Scan("one route", K=1, merge="none", N=2),
+    Scan("no softplus", softplus=False, N=2),
+    Scan("no skip", skip=False, N=2),
+    Scan("no bias", bias=False, table="padded", N=2),
+    Scan("plain", skip=False, bias=False, softplus=False, N=1),
+    Scan("states", states=True, merge="none", N=4),
+    Scan("strided", strided=True, Ku=2, N=4, states=True),
+    Scan("chunks", L=71, B=1, D=3, N=2, split=False),
+    Scan("chunks, subset", L=60, B=1, D=3, N=1, table="subset", split=False, states=True),
+    Scan("exactly two chunks", L=64, B=1, D=3, N=1, table=None, split=False, K=1),
+    Scan("parallel chunks", L=70, B=1, D=3, N=2, split=True),
+    Scan("parallel chunks, padded", L=51, B=2, D=3, N=1, K=1, table="padded", per_image=True, split=True, states=True),
+    Scan("parallel chunks, one", L=7, split=True, B=1, N=1),
+    Scan("small dt", delta_mean=-9.0, N=2),
+    Scan("large dt", delta_mean=12.0, N=2),
+    Scan("bfloat16", dtype="bfloat16", N=1, L=21, K=4),
+    Scan("bfloat16, state 16", dtype="bfloat16", N=16, L=17, K=2, Ku=2),
+    Scan("bfloat16, apart", dtype="bfloat16", N=4, merge="none", table="padded"),
+    Scan("float16", dtype="float16", N=2, K=4),
+    Scan("mixed", dtype="mixed", N=4, K=2),
+]
+
+CONVS = [
+    *(Conv(f"taps {w}", W=w, L=9 + w) for w in range(1, 9)),
+    Conv("no table", table=None),
+    Conv("one position", L=1),
+    Conv("subset", table="subset"),
+    Conv("padded per image", table="padded", per_image=True),
+    Conv("own x", Kx=2),
+    Conv("linear", silu=False, bias=False, table="padded"),
+    Conv("many", L=75, D=67, B=1, K=1, W=3),
+    Conv("strided", strided=True, Kx=2),
+    Conv("bfloat16", dtype="bfloat16"),
+]
+
+
+def make_table(kind: str | None, batch: int, length: int, routes: int, per_image: bool) -> Tensor | None:
+    """int32 (K, T) or (B, K, T): random permutations, cut to a subset or with -1 put in at random places."""
+    if kind is None:
+        return None
+    count = batch * routes if per_image else routes
+    steps = {"permutation": length, "subset": max(1, 2 * length // 3), "padded": length + max(1, length // 3)}[kind]
+    rows = []
+    for _ in range(count):
+        row = torch.randperm(length)
+        if kind == "subset":
+            row = row[:steps]
+        if kind == "padded":
+            kept = torch.cat((row[: length - 1], torch.full((steps - length + 1,), -1)))  # misses a position, too
+            row = kept[torch.randperm(steps)]
+        rows.append(row)
+    table = torch.stack(rows).int()
+    return table.view(batch, routes, -1) if per_image else table
+
+
+def _dtypes(name: str, count: int) -> list[torch.dtype]:
+    if name == "mixed":
+        return [torch.float32, torch.bfloat16, torch.float16, torch.float32][:count]
+    return [getattr(torch, name)] * count
+
+
+def _spread(x: Tensor) -> Tensor:
+    """The same values with gaps between rows, between routes and between positions."""
+    wide = torch.full((x.shape[0], x.shape[2] + 1, x.shape[1] + 2, x.shape[3] + 3), torch.nan, dtype=x.dtype, device=x.device)
+    view = wide[:, : x.shape[2], : x.shape[1], : x.shape[3]].transpose(1, 2)
+    return view.copy_(x)
+
+
+def gather(x: Tensor, order: Tensor | None, routes: int) -> Tensor:
+    """(B, L, 1 or K, D) -> (B, K, T, D) by plain indexing; zeros at -1."""
+    x = x.expand(-1, -1, routes, -1).transpose(1, 2)
+    if order is None:
+        return x
+    order = order.long().expand(x.shape[0], routes, -1)[..., None]
+    return torch.where(order >= 0, x.gather(2, order.clamp(min=0).expand(-1, -1, -1, x.shape[-1])), 0.0)
+
+
+def scatter(y: Tensor, order: Tensor | None, length: int) -> Tensor:
+    """(B, K, T, ...) -> (B, L, K, ...); zeros where a route never was."""
+    if order is None:
+        return y.transpose(1, 2)
+    out = y.new_zeros(y.shape[0], length, *y.shape[1:2], *y.shape[3:])
+    order = order.long().expand(y.shape[0], y.shape[1], -1)
+    b, k, t = (order >= 0).nonzero(as_tuple=True)
+    return out.index_put((b, order[b, k, t], k), y[b, k, t])
+
+
+def oracle_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
+                order: Tensor | None, softplus: bool, merge: str) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The recurrence as a loop over steps: y and the states, differentiable."""
+    routes, length = delta.shape[2], delta.shape[1]
+    u, delta, B, C = (gather(x, order, routes) for x in (u, delta, B, C))
+    dt = delta if bias is None else delta + bias[:, None]
+    dt = F.softplus(dt) if softplus else dt
+    h, ys, hs = torch.zeros_like(A[None]), [], []
+    for t in range(u.shape[2]):
+        step = dt[:, :, t, :, None]
+        h = torch.exp(step * A) * h + step * B[:, :, t, None] * u[:, :, t, :, None]
+        y = (h * C[:, :, t, None]).sum(-1)
+        ys.append(y if D is None else y + D * u[:, :, t])
+        hs.append(h.expand(u.shape[0], -1, -1, -1))
+    y = scatter(torch.stack(ys, 2), order, length)
+    return y.sum(2) if merge == "sum" else y, scatter(torch.stack(hs, 2), order, length)
+
+
+def oracle_conv(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool) -> Tensor:
+    """Left-padded conv1d over the gathered steps."""
+    routes, dim, taps = weight.shape
+    steps = gather(x, order, routes).transpose(2, 3).flatten(1, 2)
+    out = F.conv1d(F.pad(steps, (taps - 1, 0)), weight.reshape(-1, 1, taps), groups=routes * dim)
+    out = out.unflatten(1, (routes, dim)).transpose(2, 3)
+    out = out if bias is None else out + bias[:, None]
+    return scatter(F.silu(out) if silu else out, order, x.shape[1])
+
+
+def scan_inputs(case: Scan, device: str) -> tuple[dict[str, Tensor | None], Tensor | None]:
+    """Random inputs in the dtypes and strides of the case, and its table."""
+    K, D, N = case.K, case.D, case.N
+    kinds = _dtypes(case.dtype, 4)
+    values = {
+        "u": torch.randn(case.B, case.L, case.Ku, D).to(kinds[0]),
+        "delta": (torch.randn(case.B, case.L, K, D) + case.delta_mean).to(kinds[1]),
+        "A": -torch.rand(K, D, N) * N - 0.1,
+        "B": torch.randn(case.B, case.L, K, N).to(kinds[2]),
+        "C": torch.randn(case.B, case.L, K, N).to(kinds[3]),
+        "D": torch.randn(K, D) if case.skip else None,
+        "bias": torch.randn(K, D) * 0.3 if case.bias else None,
+    }
+    if not case.softplus:
+        values["delta"] = values["delta"].abs() * 0.3
+    values = {k: v if v is None else v.to(device) for k, v in values.items()}
+    if case.strided:
+        values = {k: _spread(v) if k in ("u", "delta", "B", "C") else v for k, v in values.items()}
+    order = make_table(case.table, case.B, case.L, K, case.per_image)
+    return values, None if order is None else order.to(device)
+
+
+def errors(got: dict[str, Tensor | None], want: dict[str, Tensor | None], rounded: dict[str, str]) -> dict[str, float]:
+    """Largest error of each tensor over its largest value; infinity for a NaN, a wrong shape, dtype or None."""
+    out = {}
+    for key, expected in want.items():
+        actual = got[key]
+        if expected is None or actual is None:
+            out[key] = 0.0 if expected is actual else float("inf")
+        elif actual.shape != expected.shape or str(actual.dtype) != rounded[key] or not actual.isfinite().all():
+            out[key] = float("inf")
+        else:
+            scale = expected.abs().amax().clamp(min=1e-30) if expected.numel() else torch.ones(())
+            out[key] = float((actual.double() - expected).abs().max() / scale) if expected.numel() else 0.0
+    return out
+
+
+def run_scan(case: Scan, device: str) -> dict[str, object]:
+    """Outputs and all gradients of the kernels against the float64 loop."""
+    from visionssm_kernels.triton import scan
+
+    torch.manual_seed(0)
+    values, order = scan_inputs(case, device)
+    doubles = {k: v if v is None else v.double().requires_grad_() for k, v in values.items()}
+    y, states = oracle_scan(*doubles.values(), order, case.softplus, case.merge)
+    grad_y = torch.randn(y.shape, device=device).to(values["u"].dtype)
+    grad_states = torch.randn(states.shape, device=device) if case.states else None
+    if case.strided and case.merge == "sum":
+        grad_y = grad_y[..., :1].expand_as(grad_y)  # as y.sum().backward() makes them: no contiguous dimension
+    loss = (y * grad_y).sum() + (0.0 if grad_states is None else (states * grad_states).sum())
+    leaves = {k: v for k, v in doubles.items() if v is not None}
+    grads = dict(zip(leaves, torch.autograd.grad(loss, leaves.values()), strict=True))
+    want = {"y": y.detach(), "states": states.detach() if case.states else torch.empty(0)}
+    want |= {f"d{k}": grads.get(k) for k in INPUTS}
+
+    limit = scan.SPLIT_BELOW, scan.SPLIT_CHUNKS
+    if case.split is not None:
+        scan.SPLIT_BELOW, scan.SPLIT_CHUNKS = (1 << 30, 1) if case.split else (0, 0)
+    try:
+        got_y, checkpoints, got_states = scan.routed_scan_forward(
+            *values.values(), order, case.softplus, case.merge, True, case.states
+        )
+        only_y, none, none_too = scan.routed_scan_forward(
+            *values.values(), order, case.softplus, case.merge, False, False
+        )
+        got_grads = scan.routed_scan_backward(
+            grad_y, grad_states, *values.values(), order, case.softplus, case.merge, checkpoints
+        )
+    finally:
+        scan.SPLIT_BELOW, scan.SPLIT_CHUNKS = limit
+    got = {"y": got_y, "states": got_states} | {f"d{k}": g for k, g in zip(INPUTS, got_grads, strict=True)}
+    rounded = {"y": str(values["u"].dtype), "states": "torch.float32"}
+    rounded |= {f"d{k}": str(v.dtype) for k, v in values.items() if v is not None}
+    result = errors(got, want, rounded)
+    result["without checkpoints"] = 0.0 if torch.equal(only_y, got_y) and not none.numel() + none_too.numel() else torch.inf
+    return result
+
+
+def run_conv(case: Conv, device: str) -> dict[str, object]:
+    """Output and all gradients of the convolution against conv1d in float64."""
+    from visionssm_kernels.triton import conv
+
+    torch.manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    x = torch.randn(case.B, case.L, case.Kx, case.D).to(dtype).to(device)
+    x = _spread(x) if case.strided else x
+    weight = torch.randn(case.K, case.D, case.W, device=device)
+    bias = torch.randn(case.K, case.D, device=device) if case.bias else None
+    order = make_table(case.table, case.B, case.L, case.K, case.per_image)
+    order = None if order is None else order.to(device)
+    doubles = [v if v is None else v.double().requires_grad_() for v in (x, weight, bias)]
+    u = oracle_conv(*doubles, order, case.silu)
+    grad_u = torch.randn(u.shape, device=device).to(dtype)
+    leaves = [v for v in doubles if v is not None]
+    grads = [*torch.autograd.grad((u * grad_u).sum(), leaves), None]
+    names = ("u", "dx", "dweight", "dbias")
+    got = dict(zip(names, (
+        conv.route_conv_forward(x, weight, bias, order, case.silu),
+        *conv.route_conv_backward(grad_u, x, weight, bias, order, case.silu),
+    ), strict=True))  # fmt: skip
+    want = dict(zip(names, (u.detach(), *grads[:3]), strict=True))
+    return errors(got, want, dict.fromkeys(names[:2], str(dtype)) | dict.fromkeys(names[2:], "torch.float32"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    for case in [*SCANS, *CONVS]:
+        if arguments.only not in case.name:
+            continue
+        start = time.perf_counter()
+        result = (run_scan if isinstance(case, Scan) else run_conv)(case, "cpu")
+        seconds = time.perf_counter() - start
+        kind = type(case).__name__
+        print(json.dumps({"kind": kind, "name": case.name, "seconds": seconds, "errors": result}), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
