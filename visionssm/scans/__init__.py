@@ -1,16 +1,56 @@
-"""Scan orders: which position of an image or a volume each route visits at each step."""
+"""Scan orders: which position of an image or a volume each route visits at each step.
 
-from . import raster, snake, window  # noqa: F401  (importing a module registers its orders)
-from .base import ScanOrder
+    scan = create_scan("cross")
+    scan.routes((H, W))                     # LongTensor (K, T)
+    route_table(scan, (H, W), device)       # int32, cached, for the kernels
+    draw(scan, (H, W), "cross.png")
+
+A new order is one small class in one file: see `ScanOrder` and `register_scan`.
+"""
+
+# Importing a module registers its orders.
+from . import (  # noqa: F401  # noqa: F401
+    channels,
+    curves,
+    diagonal,
+    mambaad,
+    raster,
+    select,
+    sequence,
+    snake,
+    stripes,
+    volumes,
+    window,
+    zigma,
+)
+from .base import ScanOrder, grid, invert
+from .draw import draw
+from .dynamic import adaptive_scores, category_order, draw_shuffle, score_order, shuffle_probability
+from .points import POINT_ORDERS, point_codes, point_grid, point_order
 from .registry import create_scan, list_scans, register_scan, scan_from_key
 from .table import RouteTable, route_table
+from .token import WithToken, with_token
 
 __all__ = [
+    "POINT_ORDERS",
     "RouteTable",
     "ScanOrder",
+    "WithToken",
+    "adaptive_scores",
+    "category_order",
     "create_scan",
+    "draw",
+    "draw_shuffle",
+    "grid",
+    "invert",
     "list_scans",
+    "point_codes",
+    "point_grid",
+    "point_order",
     "register_scan",
     "route_table",
     "scan_from_key",
+    "score_order",
+    "shuffle_probability",
+    "with_token",
 ]

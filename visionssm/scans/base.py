@@ -8,17 +8,37 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["ScanOrder", "grid"]
+__all__ = ["Adjacency", "ScanOrder", "grid", "invert"]
+
+
+Adjacency: TypeAlias = Literal["none", "faces", "corners"]
 
 
 def grid(size: Sequence[int]) -> Tensor:
-    """Return the image whose value is its own raster index, int64 of shape `size`; reading it in any order gives that route."""
+    """Return the image whose value is its own raster index, int64 of shape `size`: read in any order, it is that route."""
     return torch.arange(math.prod(size), device="cpu").view(tuple(size))
+
+
+def invert(route: Tensor, length: int | None = None) -> Tensor:
+    """Return the step at which each position is visited, or -1 where it never is.
+
+    Args:
+        route: integer (..., T), -1 = padding step.
+        length: number of positions L; by default T.
+    Returns:
+        int64 (..., L).
+    """
+    length = route.shape[-1] if length is None else length
+    # Padding steps are written to one extra column, which is then cut off.
+    columns = torch.where(route >= 0, route, length).long()
+    steps = torch.arange(route.shape[-1], device=route.device).expand_as(columns)
+    table = steps.new_full((*route.shape[:-1], length + 1), -1)
+    return table.scatter_(-1, columns, steps)[..., :-1].contiguous()
 
 
 def _freeze(value: Any) -> Any:
@@ -29,8 +49,8 @@ def _freeze(value: Any) -> Any:
 class ScanOrder(ABC):
     """A scan order: subclass it, annotate the options, write `paths`, and decorate it with `register_scan`.
 
-    Every subclass is made a frozen keyword-only dataclass, so its annotated attributes are its options and must be
-    plain values (numbers, strings, booleans, sequences of them). Two orders are equal when name and options are.
+    Every subclass is made a frozen keyword-only dataclass: its annotated attributes are its options and must be plain
+    values (numbers, strings, booleans, lists of them). Two orders are equal when class, name and options are.
 
     Args:
         ndim: rank of the images to read, one of `ndims`; 0 takes the first of them.
@@ -41,16 +61,23 @@ class ScanOrder(ABC):
 
     ndim: int = 0
 
+    # What a class says of itself; where options decide, it is a property.
     name: ClassVar[str]  # set by register_scan
-    key: ClassVar[str]  # set per instance: the string from which scan_from_key rebuilds an equal order
-    num_routes: ClassVar[int]  # K: a class attribute, or a property where options decide
+    key: ClassVar[str]  # set per instance: the string from which scan_from_key makes an equal order
+    num_routes: ClassVar[int]  # K
     ndims: ClassVar[tuple[int, ...]] = (2,)  # ranks of the images it can read
-    total: ClassVar[bool] = True  # each route visits every position; if not, the routes together visit each exactly once
-    padded: ClassVar[bool] = False  # routes may hold -1: a step that reads and writes a zero token
-    adjacency: ClassVar[Literal["none", "faces", "corners"]] = "none"
-    """What a step is at every size: "faces" = to a direct neighbour, "corners" = diagonals too, "none" = no promise."""
-    groups: ClassVar[int] = 1  # channel groups; group g is read by routes g * K / groups ... (g + 1) * K / groups - 1
-    segmented: ClassVar[bool] = False  # the state restarts inside a route: see `segments`
+    # Each route visits every position; if not, the routes together visit each position exactly once.
+    total: ClassVar[bool] = True
+    # Routes may hold -1: a step that reads and writes a zero token.
+    padded: ClassVar[bool] = False
+    # What is promised of a step, at every size: "faces" = to a direct neighbour, "corners" = or to a diagonal one.
+    adjacency: ClassVar[Adjacency] = "none"
+    # Channel groups; group g has the routes from g * K / groups to (g + 1) * K / groups - 1.
+    groups: ClassVar[int] = 1
+    # Made from another order by code, so not among the names of list_scans.
+    wraps: ClassVar[bool] = False
+    # The state restarts within a route: see `segments`. Such an order needs a mixer that knows of it.
+    segmented: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -65,17 +92,23 @@ class ScanOrder(ABC):
         if self.ndim not in self.ndims:
             raise ValueError(f"scan {self.name!r}: ndim={self.ndim!r} is not one of {self.ndims}")
         self.check()
-        object.__setattr__(self, "key", f"{self.name}|{json.dumps(self.options, sort_keys=True, separators=(',', ':'))}")
+        options = json.dumps(self.options, sort_keys=True, separators=(",", ":"))
+        object.__setattr__(self, "key", f"{self.name}|{options}")
 
     def check(self) -> None:
-        """Raise ValueError if the options do not go together; called once, at construction."""
+        """Raise ValueError if an option is not accepted; called once, at construction."""
+        return
 
     @abstractmethod
     def paths(self, size: tuple[int, ...]) -> Sequence[Tensor]:
-        """Return the K routes over a checked `size`, int64 each; shorter ones are padded at the end by `routes`."""
+        """Return the K routes over a checked `size`, int64 each; `routes` pads shorter ones at the end."""
 
     def length(self, size: Sequence[int]) -> int:
         """Return T for `size`; arithmetic only, so that it also holds for symbolic sizes."""
+        return math.prod(size)
+
+    def positions(self, size: Sequence[int]) -> int:
+        """Return L, the number of positions that routes over `size` refer to."""
         return math.prod(size)
 
     def segments(self, size: Sequence[int]) -> tuple[int, ...]:
@@ -95,8 +128,8 @@ class ScanOrder(ABC):
         """Return the routes over an image.
 
         Args:
-            size: (H, W), (D, H, W) or (L,), each at least 1. A size of another rank in `ndims` is read by the same order
-                of that rank, which may have another number of routes.
+            size: (H, W), (D, H, W) or (L,), each at least 1. A size of another rank in `ndims` is read by the same
+                order of that rank, which may have another number of routes.
         Returns:
             int64 (K, T) on the CPU: the position that route k visits at step t, or -1 for a padding step.
         Raises:
@@ -107,7 +140,9 @@ class ScanOrder(ABC):
             return dataclasses.replace(self, ndim=len(size)).routes(size)
         if len(size) != self.ndim or min(size) < 1:
             ranks = " or ".join(str(rank) for rank in self.ndims)
-            raise ValueError(f"scan {self.name!r} reads images of {ranks} dimensions with sides of 1 or more, got size={size}")
+            raise ValueError(
+                f"scan {self.name!r} reads images of {ranks} dimensions with sides of 1 or more, got size={size}"
+            )
         table = torch.full((self.num_routes, self.length(size)), -1, device="cpu")
         for row, path in zip(table, self.paths(size), strict=True):
             row[: path.numel()] = path
@@ -115,26 +150,21 @@ class ScanOrder(ABC):
 
     def inverse(self, size: Sequence[int]) -> Tensor:
         """Return int64 (K, L): the step at which route k visits each position, or -1 where it never does."""
-        routes = self.routes(size)
-        steps = torch.arange(routes.shape[1], device="cpu").expand_as(routes)
-        visited = routes >= 0
-        # Padding steps are written to one extra column, which is then cut off.
-        columns = torch.where(visited, routes, math.prod(size))
-        table = torch.full((routes.shape[0], math.prod(size) + 1), -1, device="cpu")
-        return table.scatter_(1, columns, steps)[:, :-1].contiguous()
+        return invert(self.routes(size), self.positions(size))
 
     @property
     def merge(self) -> Literal["sum", "concat"]:
-        """How the outputs of the routes join: added, or concatenated by channel group when there are several groups."""
+        """How the outputs of the routes join: added, or, with several channel groups, concatenated by group."""
         return "sum" if self.groups == 1 else "concat"
 
     @property
     def options(self) -> dict[str, Any]:
         """The options, such that `create_scan(name, **options)` is this order again."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "ndim" or len(self.ndims) > 1}
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names if name != "ndim" or len(self.ndims) > 1}
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.key == other.key
+        return isinstance(other, ScanOrder) and type(self) is type(other) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)

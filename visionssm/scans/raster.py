@@ -1,6 +1,5 @@
 """Straight lines: raster, bidirectional, cross and their kin."""
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -24,12 +23,12 @@ __all__ = [
 
 
 def along(size: Sequence[int], axes: Sequence[int]) -> Tensor:
-    """Return the straight reading of an image with its axes taken in this order, slowest first: int64 (L,)."""
+    """Return the straight reading of an image with its axes in this order, slowest first: int64 (L,)."""
     return grid(size).permute(*axes).flatten()
 
 
 def cyclic_axes(ndim: int) -> list[tuple[int, ...]]:
-    """Return the cyclic orders of the axes, slowest first: [(0, 1), (1, 0)] or [(0, 1, 2), (1, 2, 0), (2, 0, 1)]."""
+    """Return the cyclic orders of the axes, slowest first: [(0, 1, 2), (1, 2, 0), (2, 0, 1)] for three."""
     return [tuple((start + step) % ndim for step in range(ndim)) for start in range(ndim)]
 
 
@@ -83,7 +82,8 @@ _CROSS_KINDS = {0: _cross, 1: _unidirectional, 2: _bidirectional, 3: _rotate}
 class Cross(ScanOrder):
     """Along every axis, then all of it reversed: VMamba (arXiv 2401.10166, MzeroMiko/VMamba@2ed52ea).
 
-    In 2D four routes: rows, columns, rows reversed, columns reversed. In 3D six: the cyclic axis orders, then reversed.
+    In 2D four routes: rows, columns, rows reversed, columns reversed. In 3D six: the cyclic axis orders, then
+    reversed.
 
     Args:
         scans: VMamba's number for the kind: 0 cross, 1 `cross_unidirectional`, 2 `cross_bidirectional`,
@@ -148,9 +148,10 @@ class CrossRotate(ScanOrder):
 
 @register_scan("group")
 class Group(ScanOrder):
-    """The routes of `cross`, each over its own share of the channels: GroupMamba (arXiv 2407.13772, Amshaker/GroupMamba@c1800ed).
+    """The routes of `cross`, each over its own share of the channels; the shares are concatenated.
 
-    The outputs are concatenated. In 3D six shares: the cyclic axis orders, then reversed.
+    In 3D six shares: the cyclic axis orders, then reversed. Source: GroupMamba (arXiv 2407.13772,
+    Amshaker/GroupMamba@c1800ed), whose hand-written gradient is wrong for H != W.
     """
 
     ndims = (2, 3)

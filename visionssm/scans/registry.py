@@ -31,7 +31,10 @@ def register_scan(name: str, *, replace: bool = False) -> Callable[[_Scan], _Sca
         if not (isinstance(cls, type) and issubclass(cls, ScanOrder)):
             raise TypeError(f"register_scan({name!r}) needs a subclass of ScanOrder, got {cls!r}")
         if name in _SCANS and not replace:
-            raise ValueError(f"scan {name!r} is already registered as {_SCANS[name].__qualname__}; pass replace=True")
+            taken = _SCANS[name].__qualname__
+            raise ValueError(
+                f"scan {name!r} is already registered as {taken}; pass replace=True to take it over"
+            )
         cls.name = name
         _SCANS[name] = cls
         return cls
@@ -40,8 +43,17 @@ def register_scan(name: str, *, replace: bool = False) -> Callable[[_Scan], _Sca
 
 
 def list_scans(ndim: int | None = None) -> list[str]:
-    """Return the names of all scan orders, sorted; with `ndim`, of those that read images of that rank."""
-    return sorted(name for name, cls in _SCANS.items() if ndim is None or ndim in cls.ndims)
+    """Return the names of the scan orders, sorted.
+
+    Args:
+        ndim: keep those that any backbone of that rank can use: they read such images, and their state runs through
+            (orders that are `segmented` need a mixer that restarts it).
+    """
+    return sorted(
+        name
+        for name, cls in _SCANS.items()
+        if not cls.wraps and (ndim is None or (ndim in cls.ndims and cls.segmented is not True))
+    )
 
 
 def create_scan(name: str | ScanOrder, **options: Any) -> ScanOrder:
@@ -51,7 +63,7 @@ def create_scan(name: str | ScanOrder, **options: Any) -> ScanOrder:
         name: one of `list_scans()`; an order that already exists is returned as it is (without options).
         options: those of the order; `ndim` is one of them wherever the order reads images of several ranks.
     Raises:
-        ValueError: unknown name or option, or a value that the order refuses; the message names what is accepted.
+        ValueError: unknown name or option, or a refused value; the message names what is accepted.
     """
     if isinstance(name, ScanOrder):
         if options:

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from .base import ScanOrder, grid
-from .raster import cyclic_axes
+from .raster import cyclic_axes, with_reversed
 from .registry import register_scan
 
-__all__ = ["Continuous", "snake"]
+__all__ = ["Continuous", "Snake", "snake"]
 
 
 def snake(image: Tensor) -> Tensor:
-    """Return the snake through an image of any rank, flat: odd rows backwards, then odd planes backwards, and so on."""
+    """Return an image of any rank read as a snake: odd rows backwards, then odd planes backwards, and so on."""
     while image.dim() > 1:
         image = image.clone()
         image[..., 1::2, :] = image[..., 1::2, :].flip(-1)
@@ -19,11 +19,24 @@ def snake(image: Tensor) -> Tensor:
     return image
 
 
+@register_scan("snake")
+class Snake(ScanOrder):
+    """The snake along the rows, and its reversal; in 3D a snake of snakes."""
+
+    ndims = (2, 3)
+    num_routes = 2
+    adjacency = "faces"
+
+    def paths(self, size: tuple[int, ...]) -> list[Tensor]:
+        return with_reversed([snake(grid(size))])
+
+
 @register_scan("continuous")
 class Continuous(ScanOrder):
-    """The snake along every axis, each followed by its reversal: PlainMamba (arXiv 2403.17695, ChenhongyiYang/PlainMamba@0975a1d).
+    """The snake along every axis, each followed by its reversal.
 
     In 2D: rows, reversed, columns, reversed. In 3D the three cyclic axis orders, each with its reversal.
+    Source: PlainMamba (arXiv 2403.17695, ChenhongyiYang/PlainMamba@0975a1d).
     """
 
     ndims = (2, 3)

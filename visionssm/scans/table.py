@@ -1,4 +1,4 @@
-"""Route tables on a device: cached in eager mode, one custom op under torch.compile, torch.export and TorchScript."""
+"""Route tables on a device: cached in eager mode, a custom op under torch.compile, torch.export and TorchScript."""
 
 import threading
 from collections import OrderedDict
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 
 from .base import ScanOrder
 from .registry import scan_from_key
@@ -80,7 +81,9 @@ def route_table(scan: ScanOrder, size: Sequence[int], device: torch.device | str
     if len(size) != scan.ndim:
         raise ValueError(f"{scan!r} reads images of {scan.ndim} dimensions, got size={tuple(size)}")
     device = torch.device(device)
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch._guards.detect_fake_mode() is not None:
+    # Under a fake mode nothing is computed, and a fake table must not end up in the cache.
+    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or detect_fake_mode() is not None
+    if traced:
         return torch.ops.visionssm.scan_routes(scan.key, size, device)
     return _CACHE.get(scan, tuple(int(side) for side in size), device)
 
@@ -100,10 +103,11 @@ class RouteTable(nn.Module):
 
     def forward(self, x_BSC: Tensor) -> Tensor:
         """Return int32 (K, T) for x_BSC of shape (B, *S, C), on its device."""
-        if not torch.jit.is_scripting():
-            return route_table(self.scan, x_BSC.shape[1:-1], x_BSC.device)
+        if torch.jit.is_scripting():
+            table = torch.ops.visionssm.scan_routes(self.key, x_BSC.shape[1:-1], x_BSC.device)
         else:
-            return torch.ops.visionssm.scan_routes(self.key, x_BSC.shape[1:-1], x_BSC.device)
+            table = route_table(self.scan, x_BSC.shape[1:-1], x_BSC.device)
+        return table
 
     def extra_repr(self) -> str:
         return repr(self.scan)

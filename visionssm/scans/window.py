@@ -22,7 +22,7 @@ def _side(direction: str) -> int:
 
 
 def _windows(image: Tensor, side: int) -> Tensor:
-    """Return an image of any rank read window by window, raster among and inside the windows, -1 where it is padded."""
+    """Return an image of any rank read window by window, raster among and inside them, -1 where it is padded."""
     ends = [end for length in reversed(image.shape) for end in (0, -length % side)]
     image = pad(image, ends, value=-1)
     ndim = image.dim()
@@ -54,7 +54,8 @@ def _check(name: str, directions: tuple[str, ...]) -> None:
     for direction in directions:
         if not isinstance(direction, str) or not _DIRECTION.fullmatch(direction):
             raise ValueError(
-                f"scan {name!r}: direction {direction!r} is not 'h', 'v' or 'wK' with a window side K, or one of these + '_flip'"
+                f"scan {name!r}: direction {direction!r} is not 'h', 'v', 'wK' with a window side K >= 1, "
+                "or one of these with '_flip'"
             )
 
 
@@ -62,9 +63,10 @@ def _check(name: str, directions: tuple[str, ...]) -> None:
 class Window(ScanOrder):
     """Lines and windows: LocalMamba (arXiv 2403.09338, hunto/LocalMamba@75e5d1f).
 
-    "h" reads rows, "v" columns, "wK" windows of side K in raster order, raster inside each; the image is padded at the
-    bottom and right to multiples of K and the padding is scanned too. "_flip" reverses the whole sequence, padding included.
-    Shorter routes are padded at the end up to the longest. In 3D "v" takes the axes in reverse order and windows are cubes.
+    "h" reads rows, "v" columns, "wK" windows of side K in raster order, raster inside each; the image is padded at
+    the bottom and right to multiples of K and the padding is scanned too. "_flip" reverses the whole sequence, padding
+    included. Shorter routes are padded at the end up to the longest. In 3D "v" takes the axes in reverse order and
+    windows are cubes.
 
     Args:
         directions: the routes, any of "h", "v", "wK" with K >= 1, and these with "_flip".
@@ -88,10 +90,24 @@ class Window(ScanOrder):
     def paths(self, size: tuple[int, ...]) -> list[Tensor]:
         return [_read(grid(size), direction) for direction in self.directions]
 
+    def published_unscan(self, size: tuple[int, int]) -> Tensor:
+        """Return what the published code does to the output of each route: int64 (K, H * W).
+
+        The output that belongs to cell `table[k, p]` was put at cell p. That is the cell itself, except for "v" and "v_flip"
+        at H != W, whose inverse mixes up the sides; to repeat it, gather the un-scanned output of a route with its row.
+        """
+        image = grid(size)
+        wrong = image.T.reshape(size).T.flatten()
+        return torch.stack(
+            [wrong if direction[0] == "v" else image.flatten() for direction in self.directions]
+        )
+
 
 @register_scan("window_column_first")
 class WindowColumnFirst(ScanOrder):
-    """`window` of the transposed image: windows column by column, column-major inside; in LocalMamba's code, unused there.
+    """`window` of the transposed image: windows column by column, column-major inside.
+
+    It stands in LocalMamba's code (hunto/LocalMamba@75e5d1f), used by no released model.
 
     Args:
         directions: as for `window`.

@@ -1,0 +1,78 @@
+"""Some routes of another order, and the schedules built on it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .base import Adjacency, ScanOrder
+from .registry import register_scan, scan_from_key
+
+__all__ = ["Select", "one_route_per_layer"]
+
+
+@register_scan("select")
+class Select(ScanOrder):
+    """Chosen routes of another order, in the order given.
+
+    Args:
+        scan: name or `key` of the other order.
+        which: indices of the routes.
+    """
+
+    scan: str = "raster"
+    which: tuple[int, ...] = (0,)
+
+    ndims = (2, 3, 1)
+    wraps = True
+
+    def check(self) -> None:
+        known = self.source.num_routes
+        if not self.which or any(not 0 <= route < known for route in self.which):
+            raise ValueError(
+                f"scan 'select': which={self.which!r} must name routes 0..{known - 1} of {self.scan!r}"
+            )
+
+    @property
+    def source(self) -> ScanOrder:
+        """The other order."""
+        scan = scan_from_key(self.scan)
+        return scan if scan.ndim == self.ndim else dataclasses.replace(scan, ndim=self.ndim)
+
+    @property
+    def num_routes(self) -> int:
+        return len(self.which)
+
+    @property
+    def total(self) -> bool:
+        return self.source.total
+
+    @property
+    def padded(self) -> bool:
+        return self.source.padded
+
+    @property
+    def adjacency(self) -> Adjacency:
+        return self.source.adjacency
+
+    @property
+    def segmented(self) -> bool:
+        return self.source.segmented
+
+    def length(self, size: Sequence[int]) -> int:
+        return self.source.length(size)
+
+    def positions(self, size: Sequence[int]) -> int:
+        return self.source.positions(size)
+
+    def segments(self, size: Sequence[int]) -> tuple[int, ...]:
+        segments = self.source.segments(size)
+        return tuple(segments[route] for route in self.which)
+
+    def paths(self, size: tuple[int, ...]) -> list[Tensor]:
+        return list(self.source.routes(size)[list(self.which)])
+
+
+def one_route_per_layer(scan: ScanOrder, index: int) -> Select:
+    """Return the order with only route `index` mod K of `scan`: the schedule of alternating models."""
+    return Select(scan=scan.key, which=(index % scan.num_routes,), ndim=scan.ndim)

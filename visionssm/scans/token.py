@@ -1,0 +1,62 @@
+"""A scan order over patches, made one over patches and a class token in their middle."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import ScanOrder
+from .registry import register_scan, scan_from_key
+
+__all__ = ["WithToken", "with_token"]
+
+
+@register_scan("with_token")
+class WithToken(ScanOrder):
+    """The routes of another order, each with a class token that lies at position M // 2 of the M + 1 tokens.
+
+    The token enters every route at step M // 2; with `mirrored`, a route that reverses an earlier one meets it
+    at the mirrored step, as when the whole sequence is reversed (Vim, arXiv 2401.09417). Without, the step is the same
+    for all (LocalVim, hunto/LocalMamba@75e5d1f). The two differ for odd M only, or where routes are padded.
+
+    Args:
+        scan: key of the order over the patches.
+        mirrored: see above.
+    """
+
+    scan: str
+    mirrored: bool = True
+    ndims = (2, 3)
+    wraps = True
+
+    @property
+    def inner(self) -> ScanOrder:
+        """The order over the patches."""
+        return scan_from_key(self.scan)
+
+    @property
+    def num_routes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.num_routes
+
+    def positions(self, size: Sequence[int]) -> int:
+        return self.inner.positions(size) + 1
+
+    def length(self, size: Sequence[int]) -> int:
+        return self.inner.length(size) + 1
+
+    def paths(self, size: tuple[int, ...]) -> list[Tensor]:
+        routes = self.inner.routes(size)
+        middle = self.inner.positions(size) // 2
+        token = torch.tensor([middle])
+        paths: list[Tensor] = []
+        for k, route in enumerate(routes):
+            reverses = self.mirrored and any(torch.equal(route, earlier.flip(0)) for earlier in routes[:k])
+            step = route.numel() - middle if reverses else middle
+            moved = route + (route >= middle)  # patches behind the token move up by one; padding stays -1
+            paths.append(torch.cat([moved[:step], token, moved[step:]]))
+        return paths
+
+
+def with_token(scan: ScanOrder, *, mirrored: bool = True) -> WithToken:
+    """Return `scan` over M patches and a class token at position M // 2."""
+    return WithToken(scan=scan.key, mirrored=mirrored, ndim=scan.ndim)
