@@ -9,6 +9,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Otherwise albumentations asks the network for its newest version.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
 # Derandomised unless asked otherwise, so that a failure is the same failure for whoever looks at it next;
 # HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("default", deadline=None, derandomize=True, database=None)
