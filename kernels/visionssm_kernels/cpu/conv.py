@@ -1,0 +1,202 @@
+"""The causal depthwise convolution along routes on the CPU: the tasks and tiles of `scan.py`.
+
+Legend: B batch, L image positions, D channels, K routes, T steps of a route, W taps.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .rows import (
+    LANES_BYTES, Rows, address, compiled, fill, gather, parameter_row, scatter, steps_of, to_columns, to_rows, visited, zero
+)  # fmt: skip
+from .simd import (
+    LANES, add, atomic_next, fma, fresh_float_mode, load, mul, restore_float_mode, sigmoid, splat, store, store_f32_part, sub,
+)  # fmt: skip
+
+__all__ = ["ConvJob", "conv_backward", "conv_forward"]
+
+_TILE = 32
+_PAD = 3 * 64
+
+
+class ConvJob(NamedTuple):
+    """Sizes, addresses of contiguous float32 and int32 (0 where there is none), tensors."""
+
+    batch: int
+    positions: int
+    channels: int
+    taps: int
+    routes: int
+    steps: int
+    silu: int
+    weight: int
+    bias: int
+    order: int
+    order_b: int  # strides in bytes
+    order_k: int
+    order_t: int
+    width: int  # vectors of channels per task
+    blocks: int  # of channels
+    split: int  # 1: a task is one route, 0: all of them
+    counter: int
+    x: Rows
+    u: Rows  # the output, or its gradient
+    dx: Rows
+    dweight: int  # (B, K, D, W)
+    dbias: int  # (B, K, D)
+
+
+@compiled
+def _convolve(x, weight, bias, out, width, taps, steps):
+    """out[t] = bias + sum_j weight[j] x[t + j]; `x` begins taps - 1 steps before `out`."""
+    for v in range(width):
+        start = load(bias + v * LANES_BYTES)
+        for t in range(steps):
+            total = start
+            for j in range(taps):
+                tap = load(weight + (v * taps + j) * LANES_BYTES)
+                total = fma(tap, load(x + ((t + j) * width + v) * LANES_BYTES), total)
+            store(total, out + (t * width + v) * LANES_BYTES)
+
+
+@compiled
+def _activate(values, vectors):
+    for i in range(vectors):
+        at = values + i * LANES_BYTES
+        value = load(at)
+        store(mul(value, sigmoid(value)), at)
+
+
+@compiled
+def _through_silu(grad, values, vectors):
+    """grad *= d silu / d value."""
+    one = splat(np.float32(1.0))
+    for i in range(vectors):
+        at = i * LANES_BYTES
+        value = load(values + at)
+        s = sigmoid(value)
+        store(mul(load(grad + at), fma(mul(value, s), sub(one, s), s)), grad + at)
+
+
+@compiled
+def _gradients(x, grad, weight, dx, dweight, dbias, width, taps, steps):
+    """dx[t] = sum_j weight[taps - 1 - j] grad[t + j]; adds to the gradients of weight and bias."""
+    for v in range(width):
+        to_bias = load(dbias + v * LANES_BYTES)
+        for t in range(steps):
+            to_bias = add(to_bias, load(grad + (t * width + v) * LANES_BYTES))
+            total = splat(np.float32(0.0))
+            for j in range(taps):
+                tap = load(weight + (v * taps + taps - 1 - j) * LANES_BYTES)
+                total = fma(tap, load(grad + ((t + j) * width + v) * LANES_BYTES), total)
+            store(total, dx + (t * width + v) * LANES_BYTES)
+        store(to_bias, dbias + v * LANES_BYTES)
+        for j in range(taps):
+            part = splat(np.float32(0.0))
+            for t in range(steps):
+                at = (t * width + v) * LANES_BYTES
+                part = fma(load(grad + at), load(x + at + j * width * LANES_BYTES), part)
+            at = dweight + (v * taps + j) * LANES_BYTES
+            store(add(load(at), part), at)
+
+
+@compiled
+def _task(job, scratch, positions, b, block, k, first, backwards):
+    width, taps, T = job.width, job.taps, job.steps
+    channel = block * width * LANES
+    channels = min(job.channels - channel, width * LANES)
+    row = width * LANES_BYTES
+    history = (taps - 1) * row
+    x = scratch
+    out = x + _TILE * row + history + _PAD
+    grad = out + _TILE * row + _PAD
+    weight = grad + _TILE * row + history + _PAD
+    dweight = weight + taps * row + _PAD
+    bias = dweight + taps * row + _PAD
+    dbias = bias + row
+
+    parameter = (k * job.channels + channel) * 4
+    parameter_row(bias, job.bias + parameter if job.bias else 0, channels, width)
+    for v in range(width):
+        source = job.weight + (parameter + v * LANES_BYTES) * taps
+        to_columns(weight + v * taps * LANES_BYTES, source, channels - v * LANES, taps, 1.0)
+    order = job.order + b * job.order_b + k * job.order_k if job.order else 0
+    x_at, u_at, dx_at = address(job.x, b, k, channel), address(job.u, b, k, channel), address(job.dx, b, k, channel)
+    if visited(order, job.order_t, T) < job.positions:
+        if not backwards:
+            fill(u_at, job.u.l, job.u.size, job.positions, channels)
+        elif first:
+            fill(dx_at, job.dx.l, job.dx.size, job.positions, channels)
+    if backwards:
+        zero(dweight, width * taps)
+        zero(dbias, width)
+
+    tiles = (T + _TILE - 1) // _TILE
+    for i in range(tiles):
+        tile = tiles - 1 - i if backwards else i
+        start = tile * _TILE
+        steps = min(T - start, _TILE)
+        steps_of(positions, order, job.order_t, start - taps + 1, steps + taps - 1)
+        gather(x, width, x_at, job.x.l, job.x.kind, positions, steps + taps - 1, channels)
+        present = positions[taps - 1 :]
+        if not backwards or job.silu:
+            _convolve(x, weight, bias, out, width, taps, steps)
+        if not backwards:
+            if job.silu:
+                _activate(out, steps * width)
+            scatter(out, width, u_at, job.u.l, job.u.kind, present, steps, channels, False)
+            continue
+        if i == 0:
+            zero(grad + steps * row, (taps - 1) * width)
+        else:  # what the tile after this one left
+            for r in range((taps - 1) * width - 1, -1, -1):
+                store(load(grad + r * LANES_BYTES), grad + _TILE * row + r * LANES_BYTES)
+        gather(grad, width, u_at, job.u.l, job.u.kind, present, steps, channels)
+        if job.silu:
+            _through_silu(grad, out, steps * width)
+        _gradients(x, grad, weight, out, dweight, dbias, width, taps, steps)
+        scatter(out, width, dx_at, job.dx.l, job.dx.kind, present, steps, channels, not first)
+
+    if backwards:
+        parameter += b * job.routes * job.channels * 4
+        for v in range(width):
+            left, source = channels - v * LANES, dweight + v * taps * LANES_BYTES
+            to_rows(source, LANES_BYTES, job.dweight + (parameter + v * LANES_BYTES) * taps, left, taps, taps)
+            if left > 0:
+                store_f32_part(load(dbias + v * LANES_BYTES), job.dbias + parameter + v * LANES_BYTES, left)
+
+
+@compiled
+def _run(job, backwards):
+    mode = fresh_float_mode()
+    row = job.width * LANES_BYTES
+    memory = np.empty((3 * _TILE + 4 * job.taps + 4) * row + 8 * _PAD, np.uint8)
+    scratch = (memory.ctypes.data + 63) // 64 * 64
+    positions = np.empty(_TILE + job.taps - 1, np.int64)
+    total = job.batch * job.blocks * (job.routes if job.split else 1)
+    task = atomic_next(job.counter)
+    while task < total:
+        block = task % job.blocks
+        if job.split:
+            b, k = task // job.blocks // job.routes, task // job.blocks % job.routes
+            _task(job, scratch, positions, b, block, k, True, backwards)
+        else:
+            for k in range(job.routes):
+                _task(job, scratch, positions, task // job.blocks, block, k, k == 0, backwards)
+        task = atomic_next(job.counter)
+    restore_float_mode(mode)
+
+
+@compiled
+def conv_forward(job):
+    """Takes tasks until none is left."""
+    _run(job, False)
+
+
+@compiled
+def conv_backward(job):
+    """Takes tasks until none is left."""
+    _run(job, True)

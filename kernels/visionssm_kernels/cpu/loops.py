@@ -1,0 +1,129 @@
+"""The loops over the steps of a tile, for a few states of one vector of channels: everything the scan spends its time in.
+
+A group of G states is held in registers; `scan.py` calls these for the groups of 8, 4, 2, 1 that make up N, so that any N
+is served by the same code. All arguments are addresses of scratch memory and byte strides:
+
+    dt, x, y, ...   one vector per step, `row` bytes apart (x = dt * u)
+    b, c            one float per state and step, `pitch` bytes apart
+    a_log2, a       one vector per state, contiguous: A * log2(e) and A
+    h, carry, da    one vector per state, contiguous: read before and written after the loop
+    kept, decays    (steps, G) vectors, contiguous: the states after, and the decays of, every step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .simd import LANES, Emitter, positional
+
+__all__ = ["scan_backward", "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_replay"]
+
+_BYTES = 4 * LANES
+
+
+def _advance(
+    size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, y: bool, keep: bool, decays: bool
+) -> None:
+    dt_at, x_at, y_at, row, b_at, c_at, pitch, a_at, h_at, kept_at, decays_at, steps = arguments
+    rates = [e.load(e.offset(a_at, n, _BYTES)) for n in range(size)]
+    start = [e.load(e.offset(h_at, n, _BYTES)) for n in range(size)]
+
+    def step(t: ir.Value, *h: ir.Value) -> list[ir.Value]:
+        here, there = e.b.mul(t, row), e.b.mul(t, pitch)
+        dt, x = e.load(e.b.add(dt_at, here)), e.load(e.b.add(x_at, here))
+        b_t, c_t = e.b.add(b_at, there), e.b.add(c_at, there)
+        decay = [e.exp2(e.b.fmul(dt, rate)) for rate in rates]
+        input_ = [e.b.fmul(x, e.load_splat(e.offset(b_t, n, 4))) for n in range(size)]
+        h = [e.fma(decay[n], h[n], input_[n]) for n in range(size)]
+        if y:
+            parts = [e.load(e.b.add(y_at, here)), e.constant(0.0)][: 2 if size > 2 else 1]  # two chains
+            for n in range(size):
+                parts[n % len(parts)] = e.fma(h[n], e.load_splat(e.offset(c_t, n, 4)), parts[n % len(parts)])
+            e.store(parts[0] if len(parts) == 1 else e.b.fadd(*parts), e.b.add(y_at, here))
+        for wanted, at, values in ((keep, kept_at, h), (decays, decays_at, decay)):
+            for n in range(size if wanted else 0):
+                e.store(values[n], e.offset(e.offset(at, t, size * _BYTES), n, _BYTES))
+        return h
+
+    for n, value in enumerate(e.loop(steps, start, step)):
+        e.store(value, e.offset(h_at, n, _BYTES))
+
+
+def _retreat(size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, with_dh: bool) -> None:
+    (dt_at, x_at, dy_at, dx_at, ddt_at, row, b_at, c_at, db_at, dc_at, pitch,
+     a_at, carry_at, da_at, before_at, kept_at, decays_at, dh_at, steps) = arguments  # fmt: skip
+    rates = [e.load(e.offset(a_at, n, _BYTES)) for n in range(size)]
+    start = [e.load(e.offset(at, n, _BYTES)) for at in (carry_at, da_at) for n in range(size)]
+    sums_kind = ir.VectorType(ir.FloatType(), size)
+
+    def step(t: ir.Value, *carried: ir.Value) -> list[ir.Value]:
+        carry, da = carried[:size], list(carried[size:])
+        here, there, states = e.b.mul(t, row), e.b.mul(t, pitch), e.b.mul(t, ir.Constant(t.type, size * _BYTES))
+        dt, x, dy = (e.load(e.b.add(at, here)) for at in (dt_at, x_at, dy_at))
+        dx, ddt = (e.load(e.b.add(at, here)) for at in (dx_at, ddt_at))
+        new, to_b, to_c = [], [], []
+        for n in range(size):
+            h, before, decay = (
+                e.load(e.offset(e.b.add(at, states), n, _BYTES)) for at in (kept_at, before_at, decays_at)
+            )
+            b, c = (e.load_splat(e.offset(e.b.add(at, there), n, 4)) for at in (b_at, c_at))
+            g = carry[n]
+            if with_dh:
+                g = e.b.fadd(g, e.load(e.offset(e.b.add(dh_at, states), n, _BYTES)))
+            g = e.fma(dy, c, g)
+            to_c.append(e.b.fmul(h, dy))
+            to_b.append(e.b.fmul(g, x))
+            dx = e.fma(g, b, dx)
+            g = e.b.fmul(g, decay)
+            new.append(g)
+            g = e.b.fmul(g, before)
+            ddt = e.fma(g, rates[n], ddt)
+            da[n] = e.fma(g, dt, da[n])
+        e.store(dx, e.b.add(dx_at, here))
+        e.store(ddt, e.b.add(ddt_at, here))
+        totals = e.sums([*to_b, *to_c])
+        for at, first in ((db_at, 0), (dc_at, size)):
+            target = e.b.add(at, there)
+            part = e.shuffle(totals, totals, range(first, first + size))
+            e.store(e.b.fadd(part, e.load(target, sums_kind)), target)
+        return [*new, *da]
+
+    end = e.loop(steps, start, step, backwards=True)
+    for n in range(size):
+        e.store(end[n], e.offset(carry_at, n, _BYTES))
+        e.store(end[size + n], e.offset(da_at, n, _BYTES))
+
+
+def _intrinsic(name: str, count: int, emit: Callable[..., None]) -> Any:
+    """A numba intrinsic name(G, *addresses) for a literal number of states G."""
+
+    def typed(typingctx: Any, *parameters: types.Type) -> Any:
+        size = parameters[0]
+        if not isinstance(size, types.IntegerLiteral):
+            return None
+
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[ir.Value]) -> Any:
+            emit(size.literal_value, Emitter(builder), values[1:])
+            return context.get_dummy_value()
+
+        return types.void(size, *[types.int64] * count), codegen
+
+    typed.__name__ = typed.__qualname__ = name
+    typed.__signature__ = positional(1 + count)  # type: ignore[attr-defined]
+    return intrinsic(prefer_literal=True)(typed)
+
+
+# (G, dt, x, y, row, b, c, pitch, a_log2, h, kept, decays, steps): y gains C . h
+scan_forward = _intrinsic("scan_forward", 12, partial(_advance, y=True, keep=False, decays=False))
+scan_forward_keep = _intrinsic("scan_forward_keep", 12, partial(_advance, y=True, keep=True, decays=False))
+scan_replay = _intrinsic("scan_replay", 12, partial(_advance, y=False, keep=True, decays=True))
+# (G, dt, x, dy, dx, ddt, row, b, c, db, dc, pitch, a, carry, da, before, kept, decays, dh, steps): the steps in reverse;
+# dx, ddt, db, dc gain their sums over these states; `before` are the states ahead of every step
+scan_backward = _intrinsic("scan_backward", 19, partial(_retreat, with_dh=False))
+scan_backward_dh = _intrinsic("scan_backward_dh", 19, partial(_retreat, with_dh=True))

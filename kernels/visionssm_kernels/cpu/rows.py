@@ -1,0 +1,163 @@
+"""Rows of a strided tensor to and from float32 scratch, in any storage dtype and for any number of channels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from numba import njit
+from torch import Tensor
+
+from . import simd
+from .simd import BF16, F16, F32, LANES, load_f32_part, load_int, store, zeros
+
+__all__ = ["LANES_BYTES", "NOTHING", "Rows", "address", "compiled", "fill", "gather", "parameter_row", "refer", "scatter", "steps_of", "to_columns",
+           "to_rows", "visited", "zero"]  # fmt: skip
+
+LANES_BYTES = 4 * LANES
+_KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
+
+# Without the GIL, so that threads run them together. One line turns caching and the like on for every kernel.
+compiled = njit(nogil=True, cache=True, error_model="numpy")
+
+
+class Rows(NamedTuple):
+    """A tensor (B, L, K, D) as a kernel sees it: where it is, how an element is stored, strides in bytes."""
+
+    data: int
+    kind: int
+    size: int
+    b: int
+    l: int  # noqa: E741 - the letter of the legend
+    k: int
+
+
+NOTHING = Rows(0, F32, 4, 0, 0, 0)
+
+
+def refer(tensor: Tensor | None, *, shared: bool = False) -> Rows:
+    """Describes (B, L, K, D), or (B, L, 1, D) with `shared` for one that all routes use; the last stride must be 1."""
+    if tensor is None:
+        return NOTHING
+    size = tensor.element_size()
+    b, l, k, _ = tensor.stride()  # noqa: E741
+    return Rows(tensor.data_ptr(), _KINDS[tensor.dtype], size, b * size, l * size, 0 if shared else k * size)
+
+
+@compiled
+def address(rows, b, k, channel):
+    return rows.data + b * rows.b + k * rows.k + channel * rows.size
+
+
+@compiled
+def steps_of(positions, order, stride, start, steps):
+    """positions[:steps] are the positions visited from step `start` on, -1 before the first."""
+    for t in range(steps):
+        step = start + t
+        positions[t] = step if order == 0 or step < 0 else load_int(order + step * stride)
+
+
+@compiled
+def visited(order, stride, steps):
+    """How many of the steps are not padding."""
+    count = 0
+    for t in range(steps):
+        count += 1 if order == 0 or load_int(order + t * stride) >= 0 else 0
+    return count
+
+
+@compiled
+def gather(scratch, width, source, stride, kind, positions, steps, channels):
+    """Copies `steps` rows of `channels` elements to rows of `width` vectors, zero beyond and at padding steps."""
+    size = 4 if kind == F32 else 2
+    for t in range(steps):
+        p = positions[t]
+        for v in range(width):
+            target = scratch + (t * width + v) * LANES_BYTES
+            at = source + p * stride + v * LANES * size
+            left = channels - v * LANES
+            if p < 0 or left <= 0:
+                store(zeros(), target)
+            elif kind == F32:
+                store(simd.load(at) if left >= LANES else simd.load_f32_part(at, left), target)
+            elif kind == BF16:
+                store(simd.load_bf16(at) if left >= LANES else simd.load_bf16_part(at, left), target)
+            else:
+                store(simd.load_f16(at) if left >= LANES else simd.load_f16_part(at, left), target)
+
+
+@compiled
+def scatter(scratch, width, target, stride, kind, positions, steps, channels, accumulate):
+    """The way back of `gather`; with `accumulate` (float32 only) it adds to what is there."""
+    size = 4 if kind == F32 else 2
+    for t in range(steps):
+        p = positions[t]
+        if p < 0:
+            continue
+        for v in range(width):
+            value = simd.load(scratch + (t * width + v) * LANES_BYTES)
+            at = target + p * stride + v * LANES * size
+            left = channels - v * LANES
+            if left <= 0:
+                continue
+            if kind == F32:
+                if left >= LANES:
+                    store(simd.add(value, simd.load(at)) if accumulate else value, at)
+                else:
+                    value = simd.add(value, simd.load_f32_part(at, left)) if accumulate else value
+                    simd.store_f32_part(value, at, left)
+            elif kind == BF16:
+                if left >= LANES:
+                    simd.store_bf16(value, at)
+                else:
+                    simd.store_bf16_part(value, at, left)
+            elif left >= LANES:
+                simd.store_f16(value, at)
+            else:
+                simd.store_f16_part(value, at, left)
+
+
+@compiled
+def fill(target, stride, size, rows, channels):
+    """Zeroes `channels` elements of each row."""
+    for p in range(rows):
+        at = target + p * stride
+        for i in range(channels * size // 2):
+            simd.store_short_zero(at + 2 * i)
+
+
+@compiled
+def to_columns(scratch, source, channels, states, scale):
+    """(channels, states) contiguous float32 -> one vector of channels per state, scaled, zero beyond."""
+    for n in range(states):
+        store(zeros(), scratch + n * LANES_BYTES)
+    for d in range(min(channels, LANES)):
+        for n in range(states):
+            value = simd.load_float(source + (d * states + n) * 4)
+            simd.store_float(value * scale, scratch + n * LANES_BYTES + d * 4)
+
+
+@compiled
+def to_rows(scratch, pitch, target, channels, states, total):
+    """The way back for `states` of `total` states; the vectors are `pitch` bytes apart."""
+    if total == 1 and channels >= LANES:
+        store(simd.load(scratch), target)
+        return
+    for d in range(min(channels, LANES)):
+        for n in range(states):
+            simd.store_float(simd.load_float(scratch + n * pitch + d * 4), target + (d * total + n) * 4)
+
+
+@compiled
+def parameter_row(scratch, source, channels, width):
+    """A row of D or bias, zero where there is none."""
+    for v in range(width):
+        left = channels - v * LANES
+        here = zeros() if source == 0 or left <= 0 else load_f32_part(source + v * LANES_BYTES, left)
+        store(here, scratch + v * LANES_BYTES)
+
+
+@compiled
+def zero(at, vectors):
+    for i in range(vectors):
+        store(zeros(), at + i * LANES_BYTES)

@@ -1,0 +1,440 @@
+"""The routed scan and its gradient on the CPU: channels in lanes, states in registers, a tile of steps at a time.
+
+A task is one image and one block of channels, over all routes one after the other where they add up to one output, else
+over one route. For every tile of CHUNK steps it gathers the rows the route visits into scratch memory (L1), runs the
+recurrence there group of states by group of states, and scatters the result back. The gradient keeps one state per chunk and
+recomputes the states between. What a task computes depends on shapes alone, never on the number of threads.
+
+Legend: B batch, L image positions, D channels, N state, K routes, T steps of a route.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from .loops import scan_backward, scan_backward_dh, scan_forward, scan_forward_keep, scan_replay
+from .rows import (
+    LANES_BYTES, Rows, address, compiled, fill, gather, parameter_row, scatter, steps_of, to_columns, to_rows, visited, zero
+)  # fmt: skip
+from .simd import (
+    LANES, add, atomic_next, fma, fresh_float_mode, load, load_f32_part, load_float, mul, restore_float_mode, sigmoid, softplus,
+    store, store_f32_part, store_float, zeros,
+)  # fmt: skip
+
+__all__ = ["CHUNK", "BackwardJob", "ForwardJob", "Problem", "backward", "forward", "reduce"]
+
+CHUNK = 32
+_LOG2E = math.log2(math.e)
+_PAD = 3 * 64  # between scratch arrays, so that their rows do not share the low 12 bits of their addresses
+
+
+class Problem(NamedTuple):
+    """Sizes, parameters and the route table; addresses of contiguous float32 or int32, 0 where there is none."""
+
+    batch: int
+    positions: int
+    channels: int
+    states: int
+    routes: int
+    steps: int
+    softplus: int
+    A: int
+    D: int
+    bias: int
+    order: int
+    order_b: int  # strides in bytes
+    order_k: int
+    order_t: int
+    width: int  # vectors of channels per task
+    blocks: int  # of channels
+    split: int  # 1: a task is one route, 0: all of them
+    counter: int  # address of the next task's number
+
+
+class ForwardJob(NamedTuple):
+    problem: Problem
+    u: Rows
+    delta: Rows
+    B: Rows
+    C: Rows
+    y: Rows
+    checkpoints: int
+
+
+class BackwardJob(NamedTuple):
+    problem: Problem
+    u: Rows
+    delta: Rows
+    B: Rows
+    C: Rows
+    dy: Rows
+    du: Rows
+    ddelta: Rows
+    dB: Rows  # of the first block; the next one's lie `part` bytes further
+    dC: Rows
+    part: int
+    dA: int  # (B, K, D, N), and (B, K, D) for the next two
+    dD: int
+    dbias: int
+    checkpoints: int
+
+
+@compiled
+def _tasks(problem):
+    return problem.batch * problem.blocks * (problem.routes if problem.split else 1)
+
+
+@compiled
+def _time_steps(dt, bias, width, steps, with_softplus):
+    """delta -> dt, in place."""
+    for v in range(width):
+        shift = load(bias + v * LANES_BYTES)
+        for t in range(steps):
+            at = dt + (t * width + v) * LANES_BYTES
+            value = add(load(at), shift)
+            store(softplus(value) if with_softplus else value, at)
+
+
+@compiled
+def _time_steps_and_slopes(dt, slope, bias, width, steps, with_softplus):
+    """delta -> dt, in place, and its derivative."""
+    for v in range(width):
+        shift = load(bias + v * LANES_BYTES)
+        for t in range(steps):
+            at = (t * width + v) * LANES_BYTES
+            value = add(load(dt + at), shift)
+            store(softplus(value) if with_softplus else value, dt + at)
+            store(sigmoid(value), slope + at)
+
+
+@compiled
+def _inputs_and_skip(x, dt, y, skip, width, steps):
+    """u -> x = dt * u, in place, and y = D * u."""
+    for v in range(width):
+        weight = load(skip + v * LANES_BYTES)
+        for t in range(steps):
+            at = (t * width + v) * LANES_BYTES
+            u = load(x + at)
+            store(mul(u, weight), y + at)
+            store(mul(u, load(dt + at)), x + at)
+
+
+@compiled
+def _forward_task(p, job, states, scratch, positions, b, block, k, first):
+    """One route of one block of channels; `states` is an address or None."""
+    width, N, T = p.width, p.states, p.steps
+    channel = block * width * LANES
+    channels = min(p.channels - channel, width * LANES)
+    row = width * LANES_BYTES
+    n_vectors = (N + LANES - 1) // LANES
+    pitch = n_vectors * LANES_BYTES
+    x = scratch
+    dt = x + CHUNK * row + _PAD
+    y = dt + CHUNK * row + _PAD
+    b_rows = y + CHUNK * row + _PAD
+    c_rows = b_rows + CHUNK * pitch + _PAD
+    a = c_rows + CHUNK * pitch + _PAD
+    h = a + N * row + _PAD
+    bias = h + N * row + _PAD
+    skip = bias + row
+    kept = skip + row + _PAD
+
+    parameter = (k * p.channels + channel) * 4
+    parameter_row(bias, p.bias + parameter if p.bias else 0, channels, width)
+    parameter_row(skip, p.D + parameter if p.D else 0, channels, width)
+    for v in range(width):
+        to_columns(a + v * N * LANES_BYTES, p.A + (parameter + v * LANES_BYTES) * N, channels - v * LANES, N, _LOG2E)
+    zero(h, N * width)
+
+    order = p.order + b * p.order_b + k * p.order_k if p.order else 0
+    y_at = address(job.y, b, k, channel)
+    complete = visited(order, p.order_t, T) >= p.positions
+    if first and not complete:
+        fill(y_at, job.y.l, job.y.size, p.positions, channels)
+    if states is not None:
+        states_row = p.routes * p.channels * N * 4
+        states_at = states + b * p.positions * states_row + parameter * N
+        if not complete:
+            fill(states_at, states_row, 4, p.positions, channels * N)
+    chunks = (T + CHUNK - 1) // CHUNK
+    checkpoint = job.checkpoints + ((b * p.routes + k) * chunks * p.channels + channel) * N * 4
+
+    for chunk in range(chunks):
+        start = chunk * CHUNK
+        steps = min(T - start, CHUNK)
+        steps_of(positions, order, p.order_t, start, steps)
+        gather(x, width, address(job.u, b, k, channel), job.u.l, job.u.kind, positions, steps, channels)
+        gather(dt, width, address(job.delta, b, k, channel), job.delta.l, job.delta.kind, positions, steps, channels)
+        gather(b_rows, n_vectors, address(job.B, b, k, 0), job.B.l, job.B.kind, positions, steps, N)
+        gather(c_rows, n_vectors, address(job.C, b, k, 0), job.C.l, job.C.kind, positions, steps, N)
+        _time_steps(dt, bias, width, steps, p.softplus)
+        _inputs_and_skip(x, dt, y, skip, width, steps)
+        for v in range(width):
+            xv, dtv, yv = x + v * LANES_BYTES, dt + v * LANES_BYTES, y + v * LANES_BYTES
+            n = 0
+            while n < N:
+                at = (v * N + n) * LANES_BYTES
+                bn, cn, an, hn = b_rows + 4 * n, c_rows + 4 * n, a + at, h + at
+                if states is None:
+                    if N - n >= 8:
+                        size = 8
+                        scan_forward(8, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, steps)
+                    elif N - n >= 4:
+                        size = 4
+                        scan_forward(4, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, steps)
+                    elif N - n >= 2:
+                        size = 2
+                        scan_forward(2, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, steps)
+                    else:
+                        size = 1
+                        scan_forward(1, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, steps)
+                else:
+                    if N - n >= 4:
+                        size = 4
+                        scan_forward_keep(4, dtv, xv, yv, row, bn, cn, pitch, an, hn, kept, 0, steps)
+                    else:
+                        size = 1
+                        scan_forward_keep(1, dtv, xv, yv, row, bn, cn, pitch, an, hn, kept, 0, steps)
+                    for t in range(steps):
+                        if positions[t] >= 0:
+                            target = states_at + positions[t] * states_row + (v * LANES * N + n) * 4
+                            to_rows(kept + t * size * LANES_BYTES, LANES_BYTES, target, channels - v * LANES, size, N)
+                n += size
+            if job.checkpoints:
+                target = checkpoint + (chunk * p.channels + v * LANES) * N * 4
+                to_rows(h + v * N * LANES_BYTES, LANES_BYTES, target, channels - v * LANES, N, N)
+        scatter(y, width, y_at, job.y.l, job.y.kind, positions, steps, channels, not first)
+
+
+@compiled
+def forward(job, states):
+    """Takes tasks until none is left."""
+    mode = fresh_float_mode()
+    p = job.problem
+    row = p.width * LANES_BYTES
+    pitch = (p.states + LANES - 1) // LANES * LANES_BYTES
+    size = (3 * row + 2 * pitch + 4 * LANES_BYTES) * CHUNK + (2 * p.states + 2) * row + 10 * _PAD
+    memory = np.empty(size + 64, np.uint8)
+    scratch = (memory.ctypes.data + 63) // 64 * 64
+    positions = np.empty(CHUNK, np.int64)
+    total = _tasks(p)
+    task = atomic_next(p.counter)
+    while task < total:
+        block = task % p.blocks
+        if p.split:
+            b, k = task // p.blocks // p.routes, task // p.blocks % p.routes
+            _forward_task(p, job, states, scratch, positions, b, block, k, True)
+        else:
+            for k in range(p.routes):
+                _forward_task(p, job, states, scratch, positions, task // p.blocks, block, k, k == 0)
+        task = atomic_next(p.counter)
+    restore_float_mode(mode)
+
+
+@compiled
+def _finish_gradients(u, dt, dy, slope, dx, ddt, skip, dskip, dbias, width, steps, with_softplus):
+    """dx -> du and ddt -> ddelta, in place; adds to the gradients of D and bias."""
+    for v in range(width):
+        column = v * LANES_BYTES
+        weight, to_skip, to_bias = load(skip + column), zeros(), zeros()
+        for t in range(steps):
+            at = t * width * LANES_BYTES + column
+            g, gdx, gu = load(dy + at), load(dx + at), load(u + at)
+            store(fma(gdx, load(dt + at), mul(weight, g)), dx + at)
+            raw = fma(gdx, gu, load(ddt + at))
+            if with_softplus:
+                raw = mul(raw, load(slope + at))
+            store(raw, ddt + at)
+            to_skip, to_bias = fma(g, gu, to_skip), add(to_bias, raw)
+        store(add(load(dskip + column), to_skip), dskip + column)
+        store(add(load(dbias + column), to_bias), dbias + column)
+
+
+@compiled
+def _multiply(x, u, dt, vectors):
+    for i in range(vectors):
+        at = i * LANES_BYTES
+        store(mul(load(u + at), load(dt + at)), x + at)
+
+
+@compiled
+def _backward_task(p, job, grad_states, scratch, positions, b, block, k, first):
+    """One route of one block of channels, its chunks in reverse; `grad_states` is an address or None."""
+    width, N, T = p.width, p.states, p.steps
+    channel = block * width * LANES
+    channels = min(p.channels - channel, width * LANES)
+    row = width * LANES_BYTES
+    n_vectors = (N + LANES - 1) // LANES
+    pitch = n_vectors * LANES_BYTES
+    tile, small, columns = CHUNK * row + _PAD, CHUNK * pitch + _PAD, N * row + _PAD
+    u = scratch
+    x, dt, dy, slope, dx, ddt = u + tile, u + 2 * tile, u + 3 * tile, u + 4 * tile, u + 5 * tile, u + 6 * tile
+    b_rows = ddt + tile
+    c_rows, db_rows, dc_rows = b_rows + small, b_rows + 2 * small, b_rows + 3 * small
+    a = dc_rows + small
+    a_log2, carry, da, h = a + columns, a + 2 * columns, a + 3 * columns, a + 4 * columns
+    bias = h + columns
+    skip, dbias, dskip = bias + row, bias + 2 * row, bias + 3 * row
+    before = bias + 4 * row + _PAD
+    decays = before + (CHUNK + 1) * 4 * LANES_BYTES + _PAD
+    dh = decays + CHUNK * 4 * LANES_BYTES + _PAD
+
+    parameter = (k * p.channels + channel) * 4
+    parameter_row(bias, p.bias + parameter if p.bias else 0, channels, width)
+    parameter_row(skip, p.D + parameter if p.D else 0, channels, width)
+    for v in range(width):
+        source, left, column = p.A + (parameter + v * LANES_BYTES) * N, channels - v * LANES, v * N * LANES_BYTES
+        to_columns(a + column, source, left, N, 1.0)
+        to_columns(a_log2 + column, source, left, N, _LOG2E)
+    zero(carry, N * width)
+    zero(da, N * width)
+    zero(dbias, 2 * width)
+
+    order = p.order + b * p.order_b + k * p.order_k if p.order else 0
+    du_at, ddelta_at = address(job.du, b, k, channel), address(job.ddelta, b, k, channel)
+    db_at, dc_at = address(job.dB, b, k, 0) + block * job.part, address(job.dC, b, k, 0) + block * job.part
+    if visited(order, p.order_t, T) < p.positions:
+        if first:
+            fill(du_at, job.du.l, job.du.size, p.positions, channels)
+        fill(ddelta_at, job.ddelta.l, job.ddelta.size, p.positions, channels)
+        fill(db_at, job.dB.l, job.dB.size, p.positions, N)
+        fill(dc_at, job.dC.l, job.dC.size, p.positions, N)
+    chunks = (T + CHUNK - 1) // CHUNK
+    checkpoint = job.checkpoints + ((b * p.routes + k) * chunks * p.channels + channel) * N * 4
+    if grad_states is not None:
+        states_row = p.routes * p.channels * N * 4
+        states_at = grad_states + b * p.positions * states_row + parameter * N
+
+    for chunk in range(chunks - 1, -1, -1):
+        start = chunk * CHUNK
+        steps = min(T - start, CHUNK)
+        steps_of(positions, order, p.order_t, start, steps)
+        gather(u, width, address(job.u, b, k, channel), job.u.l, job.u.kind, positions, steps, channels)
+        gather(dt, width, address(job.delta, b, k, channel), job.delta.l, job.delta.kind, positions, steps, channels)
+        gather(dy, width, address(job.dy, b, k, channel), job.dy.l, job.dy.kind, positions, steps, channels)
+        gather(b_rows, n_vectors, address(job.B, b, k, 0), job.B.l, job.B.kind, positions, steps, N)
+        gather(c_rows, n_vectors, address(job.C, b, k, 0), job.C.l, job.C.kind, positions, steps, N)
+        if p.softplus:
+            _time_steps_and_slopes(dt, slope, bias, width, steps, True)
+        else:
+            _time_steps(dt, bias, width, steps, False)
+        _multiply(x, u, dt, steps * width)
+        zero(dx, steps * width)
+        zero(ddt, steps * width)
+        zero(db_rows, steps * n_vectors)
+        zero(dc_rows, steps * n_vectors)
+        for v in range(width):
+            column, left = v * LANES_BYTES, channels - v * LANES
+            xv, dtv, dyv, dxv, ddtv = x + column, dt + column, dy + column, dx + column, ddt + column
+            if chunk == 0:
+                zero(h, N)
+            else:
+                to_columns(h, checkpoint + ((chunk - 1) * p.channels + v * LANES) * N * 4, left, N, 1.0)
+            n = 0
+            while n < N:
+                size = 4 if N - n >= 4 else 2 if N - n >= 2 else 1
+                at = (v * N + n) * LANES_BYTES
+                hn, a2n, an, gn, dan = h + n * LANES_BYTES, a_log2 + at, a + at, carry + at, da + at
+                bn, cn, dbn, dcn = b_rows + 4 * n, c_rows + 4 * n, db_rows + 4 * n, dc_rows + 4 * n
+                kept = before + size * LANES_BYTES
+                for i in range(size):
+                    store(load(hn + i * LANES_BYTES), before + i * LANES_BYTES)
+                if grad_states is not None:
+                    for t in range(steps):
+                        for i in range(size):
+                            target = dh + (t * size + i) * LANES_BYTES
+                            source = states_at + positions[t] * states_row + (v * LANES * N + n + i) * 4
+                            _strided(target, source, N, left if positions[t] >= 0 else 0)
+                if size == 4:
+                    scan_replay(4, dtv, xv, 0, row, bn, cn, pitch, a2n, hn, kept, decays, steps)
+                elif size == 2:
+                    scan_replay(2, dtv, xv, 0, row, bn, cn, pitch, a2n, hn, kept, decays, steps)
+                else:
+                    scan_replay(1, dtv, xv, 0, row, bn, cn, pitch, a2n, hn, kept, decays, steps)
+                if grad_states is None:
+                    if size == 4:
+                        scan_backward(4, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
+                                      decays, dh, steps)  # fmt: skip
+                    elif size == 2:
+                        scan_backward(2, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
+                                      decays, dh, steps)  # fmt: skip
+                    else:
+                        scan_backward(1, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
+                                      decays, dh, steps)  # fmt: skip
+                else:
+                    if size == 4:
+                        scan_backward_dh(4, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
+                                         kept, decays, dh, steps)  # fmt: skip
+                    elif size == 2:
+                        scan_backward_dh(2, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
+                                         kept, decays, dh, steps)  # fmt: skip
+                    else:
+                        scan_backward_dh(1, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
+                                         kept, decays, dh, steps)  # fmt: skip
+                n += size
+        _finish_gradients(u, dt, dy, slope, dx, ddt, skip, dskip, dbias, width, steps, p.softplus)
+        scatter(dx, width, du_at, job.du.l, job.du.kind, positions, steps, channels, not first)
+        scatter(ddt, width, ddelta_at, job.ddelta.l, job.ddelta.kind, positions, steps, channels, False)
+        scatter(db_rows, n_vectors, db_at, job.dB.l, job.dB.kind, positions, steps, N, False)
+        scatter(dc_rows, n_vectors, dc_at, job.dC.l, job.dC.kind, positions, steps, N, False)
+
+    parameter += b * p.routes * p.channels * 4
+    for v in range(width):
+        left = channels - v * LANES
+        to_rows(da + v * N * LANES_BYTES, LANES_BYTES, job.dA + (parameter + v * LANES_BYTES) * N, left, N, N)
+        for scratch_at, target in ((dskip, job.dD), (dbias, job.dbias)):
+            if target and left > 0:
+                store_f32_part(load(scratch_at + v * LANES_BYTES), target + parameter + v * LANES_BYTES, left)
+
+
+@compiled
+def _strided(scratch, source, stride, count):
+    """A vector of `count` floats that lie `stride` floats apart, zero beyond."""
+    store(zeros(), scratch)
+    for i in range(min(count, LANES)):
+        store_float(load_float(source + i * stride * 4), scratch + i * 4)
+
+
+@compiled
+def backward(job, grad_states):
+    """Takes tasks until none is left."""
+    mode = fresh_float_mode()
+    p = job.problem
+    row = p.width * LANES_BYTES
+    pitch = (p.states + LANES - 1) // LANES * LANES_BYTES
+    size = (7 * row + 4 * pitch + 12 * LANES_BYTES) * CHUNK + (5 * p.states + 4) * row + 4 * LANES_BYTES + 20 * _PAD
+    memory = np.empty(size + 64, np.uint8)
+    scratch = (memory.ctypes.data + 63) // 64 * 64
+    positions = np.empty(CHUNK, np.int64)
+    total = _tasks(p)
+    task = atomic_next(p.counter)
+    while task < total:
+        block = task % p.blocks
+        if p.split:
+            b, k = task // p.blocks // p.routes, task // p.blocks % p.routes
+            _backward_task(p, job, grad_states, scratch, positions, b, block, k, True)
+        else:
+            for k in range(p.routes):
+                _backward_task(p, job, grad_states, scratch, positions, task // p.blocks, block, k, k == 0)
+        task = atomic_next(p.counter)
+    restore_float_mode(mode)
+
+
+_PIECE = 4096
+
+
+@compiled
+def reduce(source, target, count, parts, counter):
+    """target[i] = the sum over `parts` arrays of `count` floats, in order."""
+    pieces = (count + _PIECE - 1) // _PIECE
+    piece = atomic_next(counter)
+    while piece < pieces:
+        for i in range(piece * _PIECE, min(count, (piece + 1) * _PIECE), LANES):
+            total = load_f32_part(source + i * 4, count - i)
+            for part in range(1, parts):
+                total = add(total, load_f32_part(source + (part * count + i) * 4, count - i))
+            store_f32_part(total, target + i * 4, count - i)
+        piece = atomic_next(counter)

@@ -1,0 +1,391 @@
+"""A float32 vector type for numba: explicit SIMD, because numba's loops over gathered rows do not vectorise by themselves.
+
+`LANES` float32 values fill one register of this CPU (16 AVX-512, 8 AVX, 4 NEON and SSE). Addresses are plain int64; every
+function here is a numba intrinsic that emits LLVM IR, and the `Emitter` is what longer ones (the loops over
+steps in `loops.py`) are written with. A count `n` of valid lanes makes an access that never touches memory beyond them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, models, register_model
+
+__all__ = [
+    "F16", "F32", "BF16", "LANES", "Emitter", "add", "atomic_next", "div", "fma", "fresh_float_mode", "load", "load_float",
+    "load_int", "mul", "operation", "positional", "prefetch", "restore_float_mode", "sigmoid", "softplus", "splat", "store",
+    "store_float", "store_short_zero", "sub", "vec", "zeros",
+]  # fmt: skip
+
+F32, BF16, F16 = 0, 1, 2  # how a tensor's elements are stored
+
+_triple, _, _features = cpu_target.target_context.codegen().magic_tuple()
+_HAS = {name[1:] for name in _features.split(",") if name.startswith("+")}
+_AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= _HAS
+_X86 = _triple.split("-")[0] in ("x86_64", "i686")
+LANES: int = 16 if _AVX512 else 8 if "avx" in _HAS else 4
+HAS_HALF: bool = not _X86 or "f16c" in _HAS
+
+_I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_FLOAT = ir.FloatType()
+_VEC = ir.VectorType(_FLOAT, LANES)
+_IVEC = ir.VectorType(_I32, LANES)
+_LOG2E = math.log2(math.e)
+_LOG2E_HIGH = 1.44269502162933349609375  # float32(log2 e)
+_LOG2E_LOW = _LOG2E - _LOG2E_HIGH
+
+# 2^f on [-1/2, 1/2], relative error 2.0e-9; the constant term is 1, so a decay near 1 is as exact as float32 allows.
+_EXP2 = (1.0, 0.69314718, 0.24022648, 0.055503324, 0.0096184369, 0.0013398875, 0.00015353362)
+# log1p(e) / e on [0, 1], relative error 5.1e-9.
+_LOG1P = (
+    1.0, -0.49999931, 0.33330512, -0.24958587, 0.196954, -0.15355395, 0.10680553, -0.057664413, 0.020204568, -0.0033184686
+)  # fmt: skip
+
+
+class VecType(types.Type):
+    """numba's type of one register of float32."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"Vec{LANES}")
+
+
+vec = VecType()
+
+
+@register_model(VecType)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: types.Type) -> None:
+        super().__init__(manager, fe_type, _VEC)
+
+
+class Emitter:
+    """Writes LLVM IR for vectors; `i` arguments are int64 values (addresses, counts), the rest vectors."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.b = builder
+
+    def constant(self, value: float, kind: ir.VectorType = _VEC) -> ir.Constant:
+        return ir.Constant(kind, [value] * kind.count)
+
+    def offset(self, i_address: ir.Value, i_index: ir.Value | int, i_stride: ir.Value | int) -> ir.Value:
+        index, stride = (ir.Constant(_I64, x) if isinstance(x, int) else x for x in (i_index, i_stride))
+        return self.b.add(i_address, self.b.mul(index, stride))
+
+    def pointer(self, i_address: ir.Value, kind: ir.Type) -> ir.Value:
+        return self.b.inttoptr(i_address, kind.as_pointer())
+
+    def load(self, i_address: ir.Value, kind: ir.Type = _VEC) -> ir.Value:
+        return self.b.load(self.pointer(i_address, kind), align=2 if "i16" in str(kind) else 4)
+
+    def store(self, value: ir.Value, i_address: ir.Value) -> None:
+        self.b.store(value, self.pointer(i_address, value.type), align=2 if "i16" in str(value.type) else 4)
+
+    def splat(self, scalar: ir.Value) -> ir.Value:
+        one = self.b.insert_element(ir.Constant(_VEC, ir.Undefined), scalar, ir.Constant(_I32, 0))
+        return self.b.shuffle_vector(one, ir.Constant(_VEC, ir.Undefined), ir.Constant(_IVEC, [0] * LANES))
+
+    def load_splat(self, i_address: ir.Value) -> ir.Value:
+        return self.splat(self.load(i_address, _FLOAT))
+
+    def call(self, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
+        kind = ir.FunctionType(result, [a.type for a in args])
+        function = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
+        return self.b.call(function, args)
+
+    def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        return self.call(f"llvm.fma.v{LANES}f32", _VEC, x, y, z)
+
+    def mask(self, i_count: ir.Value) -> ir.Value:
+        wide = ir.VectorType(_I64, LANES)
+        one = self.b.insert_element(ir.Constant(wide, ir.Undefined), i_count, ir.Constant(_I32, 0))
+        counts = self.b.shuffle_vector(one, ir.Constant(wide, ir.Undefined), ir.Constant(_IVEC, [0] * LANES))
+        return self.b.icmp_signed("<", ir.Constant(wide, list(range(LANES))), counts)
+
+    def select(self, condition: str, x: ir.Value, y: ir.Value) -> ir.Value:
+        """x if `x condition y` else y: y where either is NaN."""
+        return self.b.select(self.b.fcmp_ordered(condition, x, y), x, y)
+
+    def polynomial(self, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
+        value = self.constant(coefficients[-1])
+        for coefficient in coefficients[-2::-1]:
+            value = self.fma(value, x, self.constant(coefficient))
+        return value
+
+    def exp2(self, z: ir.Value, extra: ir.Value | None = None) -> ir.Value:
+        """2^(z + extra), `extra` tiny; 0 below -127, inf from 128 on, NaN for NaN."""
+        if _AVX512:
+            full, nearest, mode = ir.Constant(ir.IntType(16), 0xFFFF), ir.Constant(_I32, 8), ir.Constant(_I32, 4)
+            whole = self.call("llvm.x86.avx512.mask.rndscale.ps.512", _VEC, z, nearest, z, full, mode)
+            fraction = self.call("llvm.x86.avx512.mask.reduce.ps.512", _VEC, z, nearest, z, full, mode)
+            power = self.polynomial(_EXP2, fraction if extra is None else self.b.fadd(fraction, extra))
+            return self.call("llvm.x86.avx512.mask.scalef.ps.512", _VEC, power, whole, power, full, mode)
+        z = self.select(">", self.constant(-127.0), z)
+        z = self.select("<", self.constant(128.0), z)
+        magic = self.constant(12582912.0)  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+        shifted = self.b.fadd(z, magic)
+        fraction = self.b.fsub(z, self.b.fsub(shifted, magic))
+        power = self.polynomial(_EXP2, fraction if extra is None else self.b.fadd(fraction, extra))
+        exponent = self.b.shl(self.b.bitcast(shifted, _IVEC), self.constant(23, _IVEC))
+        return self.b.bitcast(self.b.add(self.b.bitcast(power, _IVEC), exponent), _VEC)
+
+    def exp_of_minus_abs(self, x: ir.Value) -> ir.Value:
+        """exp(-|x|) to float32 accuracy (the product with log2 e in two parts)."""
+        size = self.call(f"llvm.fabs.v{LANES}f32", _VEC, x)
+        minus = self.b.fneg(self.select("<", self.constant(104.0), size))
+        high = self.b.fmul(minus, self.constant(_LOG2E_HIGH))
+        low = self.fma(minus, self.constant(_LOG2E_HIGH), self.b.fneg(high))
+        return self.exp2(high, self.fma(minus, self.constant(_LOG2E_LOW), low))
+
+    def softplus(self, x: ir.Value) -> ir.Value:
+        e = self.exp_of_minus_abs(x)
+        return self.fma(e, self.polynomial(_LOG1P, e), self.select(">", x, self.constant(0.0)))
+
+    def sigmoid(self, x: ir.Value) -> ir.Value:
+        e = self.exp_of_minus_abs(x)
+        one = self.constant(1.0)
+        top = self.b.select(self.b.fcmp_unordered(">=", x, self.constant(0.0)), one, e)
+        return self.b.fdiv(top, self.b.fadd(one, e))
+
+    def sums(self, vectors: Sequence[ir.Value]) -> ir.Value:
+        """One vector of the horizontal sums of a power of two of vectors: a tree of shuffles, about 3 operations each."""
+        vectors, segment = list(vectors), LANES
+        while len(vectors) > 1 or segment > 1:
+            pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0],) * 2]
+            width = vectors[0].type.count
+            starts = range(0, width * min(len(vectors), 2), segment)
+            first = [s + i for s in starts for i in range(segment // 2)]
+            second = [s + segment // 2 + i for s in starts for i in range(segment // 2)]
+            vectors = [self.b.fadd(self.shuffle(p, q, first), self.shuffle(p, q, second)) for p, q in pairs]
+            segment //= 2
+        return vectors[0]
+
+    def shuffle(self, x: ir.Value, y: ir.Value, lanes: Sequence[int]) -> ir.Value:
+        return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes)))
+
+    def loop(
+        self, i_count: ir.Value, carried: Sequence[ir.Value], body: Callable[..., Sequence[ir.Value]], *, backwards: bool = False
+    ) -> list[ir.Value]:
+        """Runs body(i_index, *carried) -> carried for every index; the values are phis, so they stay in registers."""
+        b, before = self.b, self.b.block
+        head, inside, after = (b.append_basic_block(f"steps.{part}") for part in ("head", "body", "end"))
+        b.branch(head)
+        b.position_at_end(head)
+        count = b.phi(_I64)
+        count.add_incoming(ir.Constant(_I64, 0), before)
+        values = [b.phi(value.type) for value in carried]
+        for phi, value in zip(values, carried, strict=True):
+            phi.add_incoming(value, before)
+        b.cbranch(b.icmp_signed("<", count, i_count), inside, after)
+        b.position_at_end(inside)
+        last = b.sub(i_count, ir.Constant(_I64, 1))
+        new = body(b.sub(last, count) if backwards else count, *values)
+        count.add_incoming(b.add(count, ir.Constant(_I64, 1)), b.block)
+        for phi, value in zip(values, new, strict=True):
+            phi.add_incoming(value, b.block)
+        b.branch(head)
+        b.position_at_end(after)
+        return values
+
+
+def positional(count: int) -> inspect.Signature:
+    """The signature of an intrinsic's typing function; numba would pack `*args` into a tuple."""
+    names = ["typingctx", *(f"value_{i}" for i in range(count))]
+    return inspect.Signature([inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names])
+
+
+def operation(result: types.Type, *parameters: types.Type) -> Callable[[Callable[..., Any]], Any]:
+    """Makes emit(Emitter, *values) callable from numba code, with this signature."""
+
+    def wrap(emit: Callable[..., Any]) -> Any:
+        def typed(typingctx: Any, *args: types.Type) -> tuple[Any, Callable[..., Any]]:
+            def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[ir.Value]) -> Any:
+                value = emit(Emitter(builder), *values)
+                return context.get_dummy_value() if value is None else value
+
+            return result(*parameters), codegen
+
+        typed.__name__ = typed.__qualname__ = emit.__name__
+        typed.__doc__ = emit.__doc__
+        typed.__signature__ = positional(len(parameters))  # type: ignore[attr-defined]
+        return intrinsic(typed)
+
+    return wrap
+
+
+_i64, _f32, _void = types.int64, types.float32, types.void
+
+
+@operation(vec)
+def zeros(e: Emitter) -> ir.Value:
+    return e.constant(0.0)
+
+
+@operation(vec, _f32)
+def splat(e: Emitter, x: ir.Value) -> ir.Value:
+    return e.splat(x)
+
+
+@operation(vec, vec, vec)
+def add(e: Emitter, x: ir.Value, y: ir.Value) -> ir.Value:
+    return e.b.fadd(x, y)
+
+
+@operation(vec, vec, vec)
+def sub(e: Emitter, x: ir.Value, y: ir.Value) -> ir.Value:
+    return e.b.fsub(x, y)
+
+
+@operation(vec, vec, vec)
+def mul(e: Emitter, x: ir.Value, y: ir.Value) -> ir.Value:
+    return e.b.fmul(x, y)
+
+
+@operation(vec, vec, vec)
+def div(e: Emitter, x: ir.Value, y: ir.Value) -> ir.Value:
+    return e.b.fdiv(x, y)
+
+
+@operation(vec, vec, vec, vec)
+def fma(e: Emitter, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    return e.fma(x, y, z)
+
+
+@operation(vec, vec)
+def softplus(e: Emitter, x: ir.Value) -> ir.Value:
+    return e.softplus(x)
+
+
+@operation(vec, vec)
+def sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
+    return e.sigmoid(x)
+
+
+@operation(vec, _i64)
+def load(e: Emitter, address: ir.Value) -> ir.Value:
+    return e.load(address)
+
+
+@operation(_void, vec, _i64)
+def store(e: Emitter, value: ir.Value, address: ir.Value) -> None:
+    e.store(value, address)
+
+
+@operation(_f32, _i64)
+def load_float(e: Emitter, address: ir.Value) -> ir.Value:
+    return e.load(address, _FLOAT)
+
+
+@operation(_void, _f32, _i64)
+def store_float(e: Emitter, value: ir.Value, address: ir.Value) -> None:
+    e.store(value, address)
+
+
+@operation(_i64, _i64)
+def load_int(e: Emitter, address: ir.Value) -> ir.Value:
+    """An int32 in memory."""
+    return e.b.sext(e.load(address, _I32), _I64)
+
+
+@operation(_void, _i64)
+def store_short_zero(e: Emitter, address: ir.Value) -> None:
+    """Two bytes of zeros."""
+    e.store(ir.Constant(_I16, 0), address)
+
+
+@operation(_void, _i64)
+def prefetch(e: Emitter, address: ir.Value) -> None:
+    hints = (ir.Constant(_I32, x) for x in (0, 3, 1))  # for reading, into all levels, data
+    e.call("llvm.prefetch.p0", ir.VoidType(), e.pointer(address, _I8), *hints)
+
+
+@operation(_i64, _i64)
+def atomic_next(e: Emitter, address: ir.Value) -> ir.Value:
+    """Takes the next number from a counter that threads share."""
+    return e.b.atomic_rmw("add", e.pointer(address, _I64), ir.Constant(_I64, 1), "monotonic")
+
+
+def _to_float(e: Emitter, raw: ir.Value, kind: int) -> ir.Value:
+    if kind == BF16:
+        return e.b.bitcast(e.b.shl(e.b.zext(raw, _IVEC), e.constant(16, _IVEC)), _VEC)
+    return e.b.fpext(e.b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), _VEC)
+
+
+def _from_float(e: Emitter, value: ir.Value, kind: int) -> ir.Value:
+    short = ir.VectorType(_I16, LANES)
+    if kind == F16:
+        return e.b.bitcast(e.b.fptrunc(value, ir.VectorType(ir.HalfType(), LANES)), short)
+    bits = e.b.bitcast(value, _IVEC)
+    odd = e.b.and_(e.b.lshr(bits, e.constant(16, _IVEC)), e.constant(1, _IVEC))
+    rounded = e.b.add(bits, e.b.add(odd, e.constant(0x7FFF, _IVEC)))  # to nearest, ties to even
+    quiet_nan = e.b.or_(bits, e.constant(0x400000, _IVEC))
+    bits = e.b.select(e.b.fcmp_unordered("uno", value, value), quiet_nan, rounded)
+    return e.b.trunc(e.b.lshr(bits, e.constant(16, _IVEC)), short)
+
+
+def _element(kind: int) -> tuple[ir.VectorType, str]:
+    return (_VEC, "f32") if kind == F32 else (ir.VectorType(_I16, LANES), "i16")
+
+
+def _load_as(kind: int, part: bool) -> Any:
+    wide, code = _element(kind)
+    align = ir.Constant(_I32, 4 if kind == F32 else 2)
+
+    def emit(e: Emitter, address: ir.Value, count: ir.Value | None = None) -> ir.Value:
+        if part:
+            pointer, nothing = e.pointer(address, wide), e.constant(0, wide) if kind != F32 else e.constant(0.0)
+            raw = e.call(f"llvm.masked.load.v{LANES}{code}.p0", wide, pointer, align, e.mask(count), nothing)
+        else:
+            raw = e.load(address, wide)
+        return raw if kind == F32 else _to_float(e, raw, kind)
+
+    return operation(vec, *([_i64, _i64] if part else [_i64]))(emit)
+
+
+def _store_as(kind: int, part: bool) -> Any:
+    wide, code = _element(kind)
+    align = ir.Constant(_I32, 4 if kind == F32 else 2)
+
+    def emit(e: Emitter, value: ir.Value, address: ir.Value, count: ir.Value | None = None) -> None:
+        raw = value if kind == F32 else _from_float(e, value, kind)
+        if part:
+            pointer = e.pointer(address, wide)
+            e.call(f"llvm.masked.store.v{LANES}{code}.p0", ir.VoidType(), raw, pointer, align, e.mask(count))
+        else:
+            e.store(raw, address)
+
+    return operation(_void, *([vec, _i64, _i64] if part else [vec, _i64]))(emit)
+
+
+load_f32_part, store_f32_part = _load_as(F32, True), _store_as(F32, True)
+load_bf16, load_bf16_part = _load_as(BF16, False), _load_as(BF16, True)
+load_f16, load_f16_part = _load_as(F16, False), _load_as(F16, True)
+store_bf16, store_bf16_part = _store_as(BF16, False), _store_as(BF16, True)
+store_f16, store_f16_part = _store_as(F16, False), _store_as(F16, True)
+
+
+@operation(_i64)
+def fresh_float_mode(e: Emitter) -> ir.Value:
+    """Flushes denormals (x86: a state that decays towards 0 would make every operation slow); returns the old mode."""
+    if not _X86:
+        return ir.Constant(_I64, 0)
+    slot = e.b.alloca(_I32)
+    raw = e.b.bitcast(slot, _I8.as_pointer())
+    e.call("llvm.x86.sse.stmxcsr", ir.VoidType(), raw)
+    old = e.b.load(slot)
+    e.b.store(e.b.or_(old, ir.Constant(_I32, 0x8040)), slot)
+    e.call("llvm.x86.sse.ldmxcsr", ir.VoidType(), raw)
+    return e.b.zext(old, _I64)
+
+
+@operation(_void, _i64)
+def restore_float_mode(e: Emitter, old: ir.Value) -> None:
+    if _X86:
+        slot = e.b.alloca(_I32)
+        e.b.store(e.b.trunc(old, _I32), slot)
+        e.call("llvm.x86.sse.ldmxcsr", ir.VoidType(), e.b.bitcast(slot, _I8.as_pointer()))
