@@ -3,14 +3,17 @@
 from .downsample import ConvDownsample, PatchMerging
 from .hierarchical import HierarchicalModel, Stage
 from .init import init_A_log, init_dt
+from .plain import PatchEmbed, PlainModel
 from .stem import ConvStem, PatchStem
 
 __all__ = [
     "ConvDownsample",
     "ConvStem",
     "HierarchicalModel",
+    "PatchEmbed",
     "PatchMerging",
     "PatchStem",
+    "PlainModel",
     "Stage",
     "init_A_log",
     "init_dt",
