@@ -1,0 +1,399 @@
+"""Image classification: recipe, losses, and a run from an empty folder to an exported, re-loaded model."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionssm.data.classification import DataConfig, LabelledImages, Source, build_loader, open_source
+from visionssm.data.errors import UserError
+from visionssm.data.sampling import EvalBatches, UpdateBatches
+from visionssm.data.seeding import seed_of, seeded
+from visionssm.data.transforms import AugmentConfig, InputStats, build_eval_transform, build_train_transform
+from visionssm.engine.checkpoint import (
+    BEST,
+    LAST,
+    CheckpointError,
+    find_checkpoint,
+    load_checkpoint,
+    write_atomic,
+)
+from visionssm.engine.config import dump_config
+from visionssm.engine.evaluation import Scores, evaluate_classifier
+from visionssm.engine.logging import RunLogger
+from visionssm.engine.loop import Place, Trainer, build_accelerator
+from visionssm.engine.models import (
+    ModelConfig,
+    build_classifier,
+    export_classifier,
+    input_stats,
+    load_classifier,
+)
+from visionssm.engine.plots import plot_confusion, plot_curves
+from visionssm.engine.settings import EmaConfig, OptimizerConfig, RunConfig, ScheduleConfig
+
+__all__ = ["ClassificationConfig", "ClassificationTask", "LossConfig", "MixConfig", "train_classifier"]
+
+MIX_STREAM = 2  # keeps the seeds of mixing apart from all others
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """Mixup and cutmix (timm's Mixup); off where both are 0.
+
+    Args:
+        mixup, cutmix: Alpha of the beta distribution of the share.
+        prob: How often a batch is mixed.
+        switch_prob: How often cutmix rather than mixup, where both are on.
+        mode: One share per "batch", per "pair" of images, or per image ("elem").
+        until: Share of the run after which mixing stops.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    mode: Literal["batch", "pair", "elem"] = "batch"
+    until: float = 1.0
+
+    @property
+    def on(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross-entropy.
+
+    Args:
+        smoothing: Label smoothing.
+        mesa: Weight of the cross-entropy to the outputs of the weight average (MESA: Du et al., "Sharpness-Aware Training
+            for Free", arXiv 2205.14083; used by Spatial-Mamba). Needs `ema.decay`.
+        mesa_start: Share of the run before it sets in.
+    """
+
+    smoothing: float = 0.0
+    mesa: float = 0.0
+    mesa_start: float = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig:
+    """A classification recipe."""
+
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+
+    def __post_init__(self) -> None:
+        if self.loss.mesa and self.ema.decay is None:
+            raise UserError("loss.mesa needs a weight average: set ema.decay")
+
+
+class ClassificationTask:
+    """Batches, loss and scores of a recipe (see `visionssm.engine.loop.Task`)."""
+
+    score = "top1"
+    higher_is_better = True
+
+    def __init__(
+        self,
+        config: ClassificationConfig,
+        *,
+        train: Source,
+        validation: Source,
+        stats: InputStats,
+        accelerator: Accelerator,
+        report: Callable[[str], None],
+    ) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.num_classes = len(train.classes)
+        self.train_set = LabelledImages(
+            train,
+            transform=build_train_transform(config.augment, stats),
+            seed=config.run.seed,
+            replace=config.data.skip_corrupt,
+        )
+        self.mixer = None
+        if (
+            config.mix.on
+        ):  # smoothing is the loss's business: smoothing mixed labels and mixing smoothed ones is the same
+            mix = config.mix
+            self.mixer = Mixup(
+                mixup_alpha=mix.mixup,
+                cutmix_alpha=mix.cutmix,
+                prob=mix.prob,
+                switch_prob=mix.switch_prob,
+                mode=mix.mode,
+                label_smoothing=0.0,
+                num_classes=self.num_classes,
+            )
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.loss.smoothing)
+        self.skipped: set[str] = set()
+        self._report = report
+        self._pin = accelerator.device.type == "cuda"
+        self._train_loader: Any = None
+        plain = build_eval_transform(stats)
+        self._validation = LabelledImages(validation, transform=lambda image, seed: plain(image))
+        self._validation_loader = self._eval_loader(self._validation, shared=True)
+
+    def train_loader(self, batches: UpdateBatches) -> Any:
+        if self._train_loader is None:  # once: its workers stay from epoch to epoch
+            self._train_loader = build_loader(
+                self.train_set,
+                batches,
+                workers=self.config.data.workers,
+                skip_corrupt=self.config.data.skip_corrupt,
+                report=self._skip,
+                pin_memory=self._pin,
+            )
+        return self._train_loader
+
+    def loss(
+        self, model: Callable[..., Tensor], batch: Any, place: Place, *, teacher: nn.Module | None
+    ) -> Tensor:
+        device = self.accelerator.device
+        if batch["image"] is None:
+            raise UserError(f"no image of the training set can be read; the first: {batch['problems'][0]}")
+        images = batch["image"].to(device, non_blocking=True)
+        targets = batch["target"].to(device, non_blocking=True)
+        if self.mixer is not None and place.done < self.config.mix.until:
+            # One draw for the whole batch is the same on every process; draws per image belong to the shard.
+            shard = () if self.config.mix.mode == "batch" else (place.step,)
+            key = (self.config.run.seed, place.epoch, place.update, *shard, MIX_STREAM)
+            with seeded(seed_of(*key)):
+                images, targets = self.mixer(images, targets)
+        logits = model(images).float()
+        loss = self.criterion(logits, targets)
+        if self.config.loss.mesa and teacher is not None and place.done >= self.config.loss.mesa_start:
+            with torch.no_grad(), self.accelerator.autocast():
+                guess = teacher(images).float().softmax(-1)
+            loss = loss + self.config.loss.mesa * F.cross_entropy(logits, guess)
+        return loss
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        scores = self._scores(model, self._validation_loader, shared=True)
+        return {"val_loss": scores.loss, "top1": scores.top1, "top5": scores.top5}
+
+    def scores(self, model: nn.Module, source: Source, stats: InputStats) -> Scores:
+        """All scores on a source, computed by this process alone."""
+        plain = build_eval_transform(stats)
+        dataset = LabelledImages(source, transform=lambda image, seed: plain(image))
+        return self._scores(model, self._eval_loader(dataset, shared=False), shared=False)
+
+    def _scores(self, model: nn.Module, loader: Any, *, shared: bool) -> Scores:
+        return evaluate_classifier(
+            model, loader, num_classes=self.num_classes, accelerator=self.accelerator, shared=shared
+        )
+
+    def _eval_loader(self, dataset: LabelledImages, *, shared: bool) -> Any:
+        data = self.config.data
+        batches = EvalBatches(
+            length=len(dataset),
+            batch_size=data.eval_batch_size,
+            rank=self.accelerator.process_index if shared else 0,
+            world=self.accelerator.num_processes if shared else 1,
+        )
+        return build_loader(
+            dataset,
+            batches,
+            workers=data.workers,
+            skip_corrupt=data.skip_corrupt,
+            report=self._skip,
+            pin_memory=self._pin,
+        )
+
+    def _skip(self, problem: str) -> None:
+        if problem not in self.skipped:
+            self.skipped.add(problem)
+            self._report(f"skipped: {problem}")
+
+
+def train_classifier(
+    config: ClassificationConfig, *, resume: str = "never", cpu: bool = False, changed_recipe: bool = False
+) -> dict[str, Any]:
+    """Trains by a recipe and leaves a complete run folder.
+
+    The folder holds config.yaml (the whole recipe), log.csv, tensorboard/, checkpoints/{last,best}.pt, and at the end
+    model.safetensors with config.json (`timm.create_model("local-dir:<folder>", pretrained=True)`), metrics.json,
+    curves.png and confusion.png. The final figures are those of the exported model, loaded again from the folder.
+
+    Args:
+        config: The recipe.
+        resume: "never", "auto" (continue if there is a checkpoint) or the path of a checkpoint.
+        cpu: Stay on the CPU even where there is a GPU.
+        changed_recipe: Accept a checkpoint of another recipe.
+
+    Returns:
+        What metrics.json holds (on all processes but the main one: an empty dict).
+
+    Raises:
+        UserError: For anything in the recipe, the data or the folder that does not fit; `DivergedError` if training does.
+    """
+    started = time.perf_counter()
+    folder = Path(config.run.output)
+    accelerator = build_accelerator(config.run, cpu=cpu)
+    checkpoint = _starting_point(config, folder, resume, accelerator)
+
+    data = config.data
+    train = open_source(data, data.train_split)
+    validation = open_source(data, data.validation_split, classes=train.classes)
+    test = None if data.test_split is None else open_source(data, data.test_split, classes=train.classes)
+
+    torch.manual_seed(seed_of(config.run.seed))
+    model = build_classifier(config.model, num_classes=len(train.classes), image_size=data.image_size)
+    stats = input_stats(model, img_size=data.image_size, mean=data.mean, std=data.std, crop_pct=data.crop_pct)
+    batches = UpdateBatches(
+        length=len(train),
+        batch_size=config.run.batch_size,
+        seed=config.run.seed,
+        accumulate=config.run.accumulate,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        even=config.mix.on,
+    )
+    logger = RunLogger(folder, active=accelerator.is_main_process, tensorboard=config.run.tensorboard)
+    try:
+        task = ClassificationTask(
+            config,
+            train=train,
+            validation=validation,
+            stats=stats,
+            accelerator=accelerator,
+            report=logger.say,
+        )
+        trainer = Trainer(
+            model,
+            task,
+            batches,
+            run=config.run,
+            optimizer=config.optimizer,
+            schedule=config.schedule,
+            ema=config.ema,
+            config=dump_config(config),
+            accelerator=accelerator,
+            logger=logger,
+        )
+        if checkpoint is not None:
+            trainer.resume(checkpoint, changed_recipe=changed_recipe)
+            logger.say(f"resumed {checkpoint} at update {trainer.updates_done}")
+        elif accelerator.is_main_process:
+            write_atomic(
+                folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False).encode()
+            )
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        logger.say(
+            f"{config.model.name}: {parameters:,} parameters, {len(train.classes)} classes, "
+            f"{len(train):,} training and {len(validation):,} validation images, "
+            f"{accelerator.num_processes} x {accelerator.device.type}, output {folder}"
+        )
+        history = trainer.fit()
+        metrics: dict[str, Any] = {}
+        if accelerator.is_main_process:
+            subject = (data.validation_split, validation) if test is None else (data.test_split or "", test)
+            scores = _export_and_score(task, folder, model, subject[1], stats, train.classes)
+            plot_curves(history, folder / "curves.png", title=config.model.name)
+            title = f"{config.model.name}, {subject[0]}: top-1 {scores.top1:.4f}"
+            plot_confusion(scores.confusion.numpy(), train.classes, folder / "confusion.png", title=title)
+            metrics = {
+                "model": config.model.name,
+                "parameters": parameters,
+                "classes": list(train.classes),
+                "images": {
+                    "train": len(train),
+                    "validation": len(validation),
+                    "test": len(test) if test else None,
+                },
+                "epochs": trainer.state.epoch,
+                "updates": trainer.updates_done,
+                "best_epoch": trainer.state.best_epoch,
+                "best_validation_top1": trainer.state.best_score,
+                "evaluated_on": subject[0],
+                "scores": scores.summary(),
+                "per_class": scores.per_class(train.classes),
+                "skipped_images": sorted(task.skipped),
+                "history": history,
+                "seconds": time.perf_counter() - started,
+                "environment": _environment(accelerator),
+                "config": dump_config(config),
+            }
+            write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
+        accelerator.wait_for_everyone()
+        return metrics
+    finally:
+        logger.close()
+
+
+def _starting_point(
+    config: ClassificationConfig, folder: Path, resume: str, accelerator: Accelerator
+) -> Path | None:
+    """The checkpoint to resume from; refuses to mix two runs in one folder."""
+    path = find_checkpoint(folder / "checkpoints", resume)
+    known = [None if path is None else str(path)]
+    broadcast_object_list(known)
+    if known[0] is not None and path is None:
+        raise CheckpointError(
+            f"{known[0]} is not visible on process {accelerator.process_index}: share the run folder"
+        )
+    last = folder / "checkpoints" / LAST
+    if path is None and last.is_file() and not config.run.overwrite:
+        raise UserError(
+            f"{folder} already holds a run; continue it with --resume auto, start anew with --overwrite, "
+            "or choose another run.output"
+        )
+    accelerator.wait_for_everyone()
+    if path is None and accelerator.is_main_process:
+        for name in (LAST, BEST):
+            (folder / "checkpoints" / name).unlink(missing_ok=True)
+        for events in (folder / "tensorboard").glob("events.*"):
+            events.unlink()
+    return path
+
+
+def _export_and_score(
+    task: ClassificationTask,
+    folder: Path,
+    model: nn.Module,
+    source: Source,
+    stats: InputStats,
+    classes: Sequence[str],
+) -> Scores:
+    """Exports the best weights, loads them through timm like any user would, and scores that model."""
+    best = load_checkpoint(folder / "checkpoints" / BEST)
+    weights = best["model"] if best["ema"] is None else best["ema"]
+    export_classifier(model, weights, folder, classes=classes, stats=stats)
+    loaded = load_classifier(str(folder)).to(task.accelerator.device)
+    return task.scores(loaded, source, input_stats(loaded))
+
+
+def _environment(accelerator: Accelerator) -> dict[str, Any]:
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,155 @@
+"""Classifiers in and out: from timm's registry (visionssm's models are in it) and to folders that timm loads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import is_model, load_checkpoint, resolve_model_input_args
+from timm.models._hub import save_for_hf
+from torch import nn
+
+import visionssm  # noqa: F401  registers its models with timm
+from visionssm.data.errors import UserError, did_you_mean
+from visionssm.data.transforms import InputStats
+from visionssm.engine.checkpoint import write_atomic
+
+__all__ = ["ModelConfig", "build_classifier", "export_classifier", "input_stats", "load_classifier"]
+
+EXPORTED = ("model.safetensors", "config.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network.
+
+    Args:
+        name: A timm name; visionssm's models are registered there ("vmamba_tiny_s1l8").
+        pretrained: Start from the weights registered for the name.
+        checkpoint: Start from a weight file instead; a head with another number of classes is an error.
+        drop_path: Stochastic depth rate, or None for the model's own.
+        grad_checkpointing: Recompute activations in the backward pass, to save memory.
+        kwargs: Further arguments of the model, such as {scan: hilbert}.
+    """
+
+    name: str
+    pretrained: bool = False
+    checkpoint: str | None = None
+    drop_path: float | None = None
+    grad_checkpointing: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def build_classifier(config: ModelConfig, *, num_classes: int, image_size: int | None) -> nn.Module:
+    """A new classifier.
+
+    Args:
+        config: Which model.
+        num_classes: Outputs.
+        image_size: Input size for models with a fixed grid; others ignore it.
+
+    Raises:
+        UserError: For unknown names, arguments the model does not take, and weights that do not fit.
+    """
+    if ":" not in config.name and not is_model(config.name.partition(".")[0]):
+        raise UserError(
+            f"model.name={config.name!r} is not a model; {did_you_mean(config.name, timm.list_models())}"
+        )
+    options: dict[str, Any] = {"num_classes": num_classes, **config.kwargs}
+    if config.drop_path is not None:
+        options["drop_path_rate"] = config.drop_path
+    request = {} if image_size is None else {"img_size": image_size}
+    try:
+        arguments = resolve_model_input_args(config.name, request, **options)
+        model = timm.create_model(pretrained=config.pretrained, **arguments)
+        if config.checkpoint is not None:
+            load_checkpoint(model, config.checkpoint)
+        if config.grad_checkpointing:
+            model.set_grad_checkpointing(True)
+    except (TypeError, RuntimeError, ValueError, FileNotFoundError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(f"model {config.name!r} cannot be built: {reason}") from error
+    return model
+
+
+def load_classifier(source: str, *, checkpoint: str | None = None) -> nn.Module:
+    """A trained classifier in evaluation mode.
+
+    Args:
+        source: A run folder (or any folder with timm's config.json), or a timm name, whose registered weights are used.
+        checkpoint: Weight file for a timm name.
+
+    Raises:
+        UserError: If there is no such model or it has no weights.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if missing := [name for name in EXPORTED if not (folder / name).is_file()]:
+            raise UserError(f"{source} is not an exported model: it has no {' and no '.join(missing)}")
+        name = f"local-dir:{folder}"
+    elif ":" in source or is_model(source.partition(".")[0]):
+        name = source
+    else:
+        raise UserError(
+            f"{source!r} is neither a folder nor a model; {did_you_mean(source, timm.list_models())}"
+        )
+    try:
+        if checkpoint is not None:
+            model = timm.create_model(name, checkpoint_path=checkpoint)
+        else:
+            model = timm.create_model(name, pretrained=True)
+    except (
+        Exception
+    ) as error:  # timm, safetensors and the hub raise many kinds; all mean "these weights cannot be had"
+        raise UserError(f"cannot load {source}: {' '.join(str(error).split())[:400]}") from error
+    return model.eval()
+
+
+def input_stats(model: nn.Module, **wanted: Any) -> InputStats:
+    """What images a model wants: its pretrained_cfg, with `wanted` (img_size, mean, std, crop_pct) on top."""
+    given = {key: value for key, value in wanted.items() if value is not None}
+    return InputStats.from_data_config(resolve_model_data_config(model, args=given))
+
+
+def export_classifier(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    folder: str | Path,
+    *,
+    classes: Sequence[str],
+    stats: InputStats,
+) -> None:
+    """Writes `model.safetensors` and `config.json`, which `timm.create_model("local-dir:<folder>", pretrained=True)` loads.
+
+    Args:
+        model: The architecture, built by `build_classifier`; gets the weights.
+        weights: Its state dict.
+        folder: Where to; each file is replaced atomically.
+        classes: Names in the order of the outputs.
+        stats: The preprocessing of the training.
+    """
+    model.load_state_dict(dict(weights))
+    data_config = {
+        "input_size": (len(stats.mean), *stats.size),
+        "mean": stats.mean,
+        "std": stats.std,
+        "interpolation": stats.interpolation,
+        "crop_pct": stats.crop_pct,
+        "crop_mode": stats.crop_mode,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        save_for_hf(
+            model,
+            scratch,
+            model_config={"label_names": list(classes)},
+            safe_serialization=True,
+            data_config=data_config,
+        )
+        for name in EXPORTED:
+            write_atomic(Path(folder) / name, (Path(scratch) / name).read_bytes())

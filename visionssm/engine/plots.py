@@ -1,0 +1,99 @@
+"""Pictures of a run: curves, confusion matrix, contact sheet of predictions."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from visionssm.engine.checkpoint import write_atomic
+
+__all__ = ["plot_confusion", "plot_contact_sheet", "plot_curves"]
+
+NAMED_CLASSES = 40  # with more, class names and numbers in the cells would not be readable
+
+
+def plot_curves(history: Sequence[Mapping[str, float]], path: str | Path, *, title: str = "") -> None:
+    """Losses, every other validation metric, and the learning rate over the epochs, as a PNG."""
+    epochs = [row["epoch"] for row in history]
+    own = {"epoch", "updates", "lr", "train_loss", "gradient_norm", "images_per_second"}
+    metrics = [key for key in history[0] if key not in own]
+    losses = ["train_loss", *(key for key in metrics if "loss" in key)]
+    scores = [key for key in metrics if "loss" not in key]
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for panel, keys, label in zip(
+        panels, (losses, scores, ["lr"]), ("loss", "score", "learning rate"), strict=True
+    ):
+        for key in keys:
+            panel.plot(epochs, [row[key] for row in history], marker=".", label=key.replace("_", " "))
+        panel.set_xlabel("epoch")
+        panel.set_title(label)
+        panel.grid(alpha=0.3)
+        if len(keys) > 1:
+            panel.legend()
+    if title:
+        figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_confusion(
+    confusion: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = ""
+) -> None:
+    """A confusion matrix as a PNG.
+
+    Args:
+        confusion: (classes, classes) counts; row: the true class, column: the guess.
+        classes: Names.
+        path: File to write.
+        title: Above the picture.
+    """
+    named = len(classes) <= NAMED_CLASSES
+    size = 2.5 + 0.45 * len(classes) if named else 10
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    panel = figure.subplots()
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    picture = panel.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=panel, label="share of the true class")
+    panel.set_xlabel("predicted")
+    panel.set_ylabel("true")
+    if named:
+        panel.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+        panel.set_yticks(range(len(classes)), classes)
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            color = "white" if share[row, column] > 0.5 else "black"
+            panel.text(
+                column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8
+            )
+    panel.set_title(title)
+    _save(figure, path)
+
+
+def plot_contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: str | Path) -> None:
+    """Images in a grid, each with its caption below, as a PNG."""
+    columns = min(len(images), 6)
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(2.4 * columns, 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, image, caption in zip(panels, images, captions, strict=False):
+        panel.imshow(np.asarray(image))
+        panel.set_title(caption, fontsize=8, y=0, va="top", pad=-4)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Draws without pyplot, which would keep figures and choose a display."""
+    FigureCanvasAgg(figure)
+    data = io.BytesIO()
+    options: dict[str, Any] = {"dpi": 120, "format": "png"}
+    figure.savefig(data, **options)
+    write_atomic(path, data.getvalue())

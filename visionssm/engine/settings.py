@@ -1,0 +1,177 @@
+"""Recipe sections that every trainer shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from visionssm.data.errors import did_you_mean
+from visionssm.engine.config import ConfigError
+
+__all__ = ["EmaConfig", "OptimizerConfig", "RunConfig", "ScheduleConfig", "build_optimizer", "build_schedule"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How a run is carried out.
+
+    Args:
+        output: Run folder.
+        seed: Decides the weights, the order of the data and every random choice.
+        epochs: Passes over the training set, warm-up included.
+        batch_size: Samples per optimizer update, over all processes and accumulation steps.
+        accumulate: Forward passes per update and process.
+        precision: "no" (float32), "bf16" or "fp16" (GPUs only, with loss scaling).
+        compile: torch.compile backend ("inductor"), or None.
+        deterministic: Ask torch for deterministic GPU algorithms; CPUs are deterministic anyway.
+        checkpoint_every: Updates between checkpoints inside an epoch; None: only at the end of each epoch.
+        log_every: Updates between TensorBoard points.
+        tensorboard: Write TensorBoard events.
+        overwrite: Start anew in a folder that holds a run; otherwise that is an error.
+    """
+
+    output: str
+    seed: int = 0
+    epochs: int = 300
+    batch_size: int = 1024
+    accumulate: int = 1
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: str | None = None
+    deterministic: bool = False
+    checkpoint_every: int | None = None
+    log_every: int = 50
+    tensorboard: bool = True
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"run.{name}={getattr(self, name)} must be at least 1")
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ConfigError(f"run.checkpoint_every={self.checkpoint_every} must be at least 1, or null")
+        if self.seed < 0:
+            raise ConfigError(f"run.seed={self.seed} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimizer, by its name in timm.
+
+    Args:
+        name: Such as "adamw", "sgd", "lamb".
+        lr: Learning rate at the end of the warm-up.
+        lr_base_batch: If set, all learning rates are for this batch size and grow in proportion to the actual one.
+        weight_decay: Not applied to 1-D parameters nor to those the model's `no_weight_decay()` names.
+        betas, momentum: Where the optimizer has them.
+        layer_decay: Factor on the learning rate per layer counted from the head.
+        clip_grad: Largest norm of the whole gradient, or None.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    lr_base_batch: int | None = None
+    weight_decay: float = 0.05
+    betas: tuple[float, float] | None = None
+    momentum: float = 0.9
+    layer_decay: float | None = None
+    clip_grad: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over the run, stepped per update; names and meaning as in timm.
+
+    Args:
+        name: "cosine", "constant", "poly", ... (timm's `create_scheduler_v2`).
+        warmup_epochs: Linear warm-up from `warmup_lr`, inside `run.epochs`.
+        warmup_lr, min_lr: First and last learning rate.
+        warmup_prefix: Start the curve after the warm-up (Swin, VMamba) instead of cutting off its beginning (DeiT, Vim).
+    """
+
+    name: str = "cosine"
+    warmup_epochs: int = 0
+    warmup_lr: float = 1e-6
+    min_lr: float = 0.0
+    warmup_prefix: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Moving average of the weights (timm's ModelEmaV3); what is evaluated and exported if `decay` is set.
+
+    Args:
+        decay: Such as 0.9999, or None for no average.
+        warmup: Let the decay grow from 0 in short runs.
+    """
+
+    decay: float | None = None
+    warmup: bool = False
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module, *, batch_size: int) -> torch.optim.Optimizer:
+    """timm's optimizer for a model, with its no-decay and layer-decay parameter groups.
+
+    Raises:
+        ConfigError: If timm does not know the optimizer or the model gives no layer groups.
+    """
+    if config.name not in (known := list_optimizers()):
+        raise ConfigError(f"optimizer.name={config.name!r} is unknown; {did_you_mean(config.name, known)}")
+    if config.layer_decay is not None and not hasattr(model, "group_matcher"):
+        raise ConfigError(
+            f"optimizer.layer_decay needs a model with group_matcher(); {type(model).__name__} has none"
+        )
+    options: dict[str, Any] = {} if config.betas is None else {"betas": config.betas}
+    return create_optimizer_v2(
+        model,
+        opt=config.name,
+        lr=config.lr * _lr_factor(config, batch_size),
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        layer_decay=config.layer_decay,
+        **options,
+    )
+
+
+def build_schedule(
+    config: ScheduleConfig,
+    optimizer: torch.optim.Optimizer,
+    *,
+    optimizer_config: OptimizerConfig,
+    run: RunConfig,
+    updates_per_epoch: int,
+) -> Scheduler:
+    """timm's schedule, a pure function of the number of updates done.
+
+    Raises:
+        ConfigError: If the warm-up does not fit or timm does not know the schedule.
+    """
+    if not 0 <= config.warmup_epochs < run.epochs:
+        raise ConfigError(
+            f"schedule.warmup_epochs={config.warmup_epochs} must be less than run.epochs={run.epochs}"
+        )
+    factor = _lr_factor(optimizer_config, run.batch_size)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.name,
+        num_epochs=run.epochs - (config.warmup_epochs if config.warmup_prefix else 0),
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=config.warmup_lr * factor,
+        min_lr=config.min_lr * factor,
+        warmup_prefix=config.warmup_prefix,
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+    )
+    if schedule is None:
+        known = ("cosine", "tanh", "step", "multistep", "constant", "poly", "wsd", "rsqrt")
+        raise ConfigError(f"schedule.name={config.name!r} is unknown; {did_you_mean(config.name, known)}")
+    return schedule
+
+
+def _lr_factor(config: OptimizerConfig, batch_size: int) -> float:
+    return batch_size / config.lr_base_batch if config.lr_base_batch else 1.0
