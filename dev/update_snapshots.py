@@ -21,14 +21,27 @@ STATE_DICTS = SNAPSHOTS / "state_dicts.json"
 PUBLIC_MODULES = ("visionssm", "visionssm.scans", "visionssm_kernels")
 
 
+class _Bare(str):
+    """An annotation that is a string, written without quotes: quoted or not, it is the same annotation."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _bare(annotation: object) -> object:
+    return _Bare(annotation) if isinstance(annotation, str) else annotation
+
+
 def _signature(value: object) -> str:
     try:
-        text = str(inspect.signature(value))  # type: ignore[arg-type]
+        signature = inspect.signature(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):  # a constant, or a class without a Python constructor
         return ""
-    return re.sub(r" at 0x[0-9a-f]+", "", text).replace(
-        "'", ""
-    )  # quoted or not, an annotation is the same annotation
+    parameters = [p.replace(annotation=_bare(p.annotation)) for p in signature.parameters.values()]
+    text = str(signature.replace(parameters=parameters, return_annotation=_bare(signature.return_annotation)))
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _describe(name: str, value: object) -> Iterator[str]:
