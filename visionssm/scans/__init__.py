@@ -9,7 +9,7 @@ A new order is one small class in one file: see `ScanOrder` and `register_scan`.
 """
 
 # Importing a module registers its orders.
-from . import (  # noqa: F401  # noqa: F401
+from . import (  # noqa: F401
     channels,
     curves,
     diagonal,

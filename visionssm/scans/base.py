@@ -6,6 +6,7 @@ Legend: K routes, T steps of a route, L positions of the image (its raster index
 import dataclasses
 import json
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -43,6 +44,17 @@ def invert(route: Tensor, length: int | None = None) -> Tensor:
 
 def _freeze(value: Any) -> Any:
     return tuple(map(_freeze, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Return whether an option has the type of its default, and the items of a list that of the default's first item."""
+    if default is dataclasses.MISSING or default is None:
+        return True
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(
+            _alike(item, first) for first in default[:1] for item in value
+        )
+    return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -86,7 +98,12 @@ class ScanOrder(ABC):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _freeze(getattr(self, field.name)))
+            value = _freeze(getattr(self, field.name))
+            if not _alike(value, field.default):
+                raise ValueError(
+                    f"scan {self.name!r}: {field.name}={value!r} is not of the kind of its default, {field.default!r}"
+                )
+            object.__setattr__(self, field.name, value)
         if self.ndim == 0:
             object.__setattr__(self, "ndim", self.ndims[0])
         if self.ndim not in self.ndims:
@@ -135,7 +152,7 @@ class ScanOrder(ABC):
         Raises:
             ValueError: the rank or a side of `size` is not accepted.
         """
-        size = tuple(int(side) for side in size)
+        size = tuple(operator.index(side) for side in size)
         if len(size) != self.ndim and len(size) in self.ndims:
             return dataclasses.replace(self, ndim=len(size)).routes(size)
         if len(size) != self.ndim or min(size) < 1:

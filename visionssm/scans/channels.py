@@ -39,7 +39,7 @@ class Skip(ScanOrder):
     padded = True
 
     def check(self) -> None:
-        if not (isinstance(self.step, int) and self.step >= 1):
+        if self.step < 1:
             raise ValueError(f"scan 'skip': step={self.step!r} must be a positive integer")
 
     @property
@@ -111,7 +111,7 @@ class MultiScale(ScanOrder):
     def check(self) -> None:
         if self.low not in (1, 2, 3):
             raise ValueError(f"scan 'multi_scale': low={self.low!r} is not one of (1, 2, 3)")
-        if not (isinstance(self.stride, int) and self.stride >= 1):
+        if self.stride < 1:
             raise ValueError(f"scan 'multi_scale': stride={self.stride!r} must be a positive integer")
 
     def paths(self, size: tuple[int, ...]) -> list[Tensor]:

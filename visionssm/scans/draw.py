@@ -1,5 +1,6 @@
 """Pictures of scan orders."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -36,6 +37,10 @@ def draw(scan: ScanOrder, size: Sequence[int], path: str | os.PathLike[str] | No
     size = tuple(size)
     if len(size) not in (2, 3):
         raise ValueError(f"draw shows images (H, W) and volumes (D, H, W), got size={size}")
+    if scan.positions(size) != math.prod(size):
+        raise ValueError(
+            f"{scan!r} visits tokens that are no cells, so it cannot be drawn; draw the order it wraps"
+        )
     routes = scan.routes(size)
     columns = min(4, len(routes))
     rows = -(-len(routes) // columns)
@@ -54,6 +59,8 @@ def draw(scan: ScanOrder, size: Sequence[int], path: str | os.PathLike[str] | No
         axes.set_title(f"route {index}", fontsize="small")
         axes.set_aspect("equal")
         axes.invert_yaxis()
+        for name in ("x", "y", "z")[: len(size)]:
+            axes.locator_params(name, integer=True)
         axes.tick_params(labelsize="xx-small")
     if path is not None:
         figure.savefig(path)

@@ -76,6 +76,9 @@ def create_scan(name: str | ScanOrder, **options: Any) -> ScanOrder:
     for option in options:
         if option not in accepted:
             raise ValueError(f"scan {name!r} has no option {option!r}; {_suggest(option, accepted)}")
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING and field.name not in options:
+            raise ValueError(f"scan {name!r} needs the option {field.name!r}")
     return cls(**options)
 
 

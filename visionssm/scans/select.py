@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .base import Adjacency, ScanOrder
-from .registry import register_scan, scan_from_key
+from .registry import create_scan, register_scan, scan_from_key
 
 __all__ = ["Select", "one_route_per_layer"]
 
@@ -73,6 +73,6 @@ class Select(ScanOrder):
         return list(self.source.routes(size)[list(self.which)])
 
 
-def one_route_per_layer(scan: ScanOrder, index: int) -> Select:
+def one_route_per_layer(scan: ScanOrder, index: int) -> ScanOrder:
     """Return the order with only route `index` mod K of `scan`: the schedule of alternating models."""
-    return Select(scan=scan.key, which=(index % scan.num_routes,), ndim=scan.ndim)
+    return create_scan("select", scan=scan.key, which=(index % scan.num_routes,), ndim=scan.ndim)

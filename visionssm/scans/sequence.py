@@ -30,7 +30,7 @@ class SequenceReorder(ScanOrder):
     padded = True
 
     def check(self) -> None:
-        if not (isinstance(self.rate, int) and self.rate >= 1):
+        if self.rate < 1:
             raise ValueError(f"scan 'sequence_reorder': rate={self.rate!r} must be a positive integer")
 
     def length(self, size: Sequence[int]) -> int:
@@ -60,7 +60,7 @@ class LocalBidirectional(ScanOrder):
     segmented = True
 
     def check(self) -> None:
-        if not (isinstance(self.segment, int) and self.segment >= 0):
+        if self.segment < 0:
             raise ValueError(
                 f"scan 'local_bidirectional': segment={self.segment!r} must be 0 or a positive integer"
             )

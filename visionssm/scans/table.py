@@ -82,8 +82,7 @@ def route_table(scan: ScanOrder, size: Sequence[int], device: torch.device | str
         raise ValueError(f"{scan!r} reads images of {scan.ndim} dimensions, got size={tuple(size)}")
     device = torch.device(device)
     # Under a fake mode nothing is computed, and a fake table must not end up in the cache.
-    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or detect_fake_mode() is not None
-    if traced:
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or detect_fake_mode() is not None:
         return torch.ops.visionssm.scan_routes(scan.key, size, device)
     return _CACHE.get(scan, tuple(int(side) for side in size), device)
 

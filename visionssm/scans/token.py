@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import ScanOrder
-from .registry import register_scan, scan_from_key
+from .registry import create_scan, register_scan, scan_from_key
 
 __all__ = ["WithToken", "with_token"]
 
@@ -57,6 +57,6 @@ class WithToken(ScanOrder):
         return paths
 
 
-def with_token(scan: ScanOrder, *, mirrored: bool = True) -> WithToken:
+def with_token(scan: ScanOrder, *, mirrored: bool = True) -> ScanOrder:
     """Return `scan` over M patches and a class token at position M // 2."""
-    return WithToken(scan=scan.key, mirrored=mirrored, ndim=scan.ndim)
+    return create_scan("with_token", scan=scan.key, mirrored=mirrored, ndim=scan.ndim)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ _DIRECTION = re.compile(r"(?:h|v|w([1-9]\d*))(?:_flip)?")
 
 def _side(direction: str) -> int:
     """Return the window side K of "wK" and "wK_flip", 1 for the others."""
-    return int(_DIRECTION.fullmatch(direction)[1] or 1)
+    match = _DIRECTION.fullmatch(direction)
+    return int(match[1] or 1) if match else 1
 
 
 def _windows(image: Tensor, side: int) -> Tensor:
@@ -41,7 +43,7 @@ def _read(image: Tensor, direction: str) -> Tensor:
 
 
 def _length(directions: Sequence[str], size: Sequence[int]) -> int:
-    length = math.prod(size)
+    length: Any = math.prod(size)
     for side in sorted({_side(direction) for direction in directions} - {1}):
         # sym_max, because max() would ask a symbolic size for its value.
         length = torch.sym_max(length, math.prod(-(-s // side) * side for s in size))
@@ -49,10 +51,10 @@ def _length(directions: Sequence[str], size: Sequence[int]) -> int:
 
 
 def _check(name: str, directions: tuple[str, ...]) -> None:
-    if not isinstance(directions, tuple) or not directions:
-        raise ValueError(f"scan {name!r}: directions must be a non-empty list of strings, got {directions!r}")
+    if not directions:
+        raise ValueError(f"scan {name!r}: directions must not be empty")
     for direction in directions:
-        if not isinstance(direction, str) or not _DIRECTION.fullmatch(direction):
+        if not _DIRECTION.fullmatch(direction):
             raise ValueError(
                 f"scan {name!r}: direction {direction!r} is not 'h', 'v', 'wK' with a window side K >= 1, "
                 "or one of these with '_flip'"

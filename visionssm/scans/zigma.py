@@ -27,7 +27,7 @@ class _OneOfEight(ScanOrder):
     count: int = 8
 
     def check(self) -> None:
-        if not (isinstance(self.count, int) and 1 <= self.count <= 8):
+        if not 1 <= self.count <= 8:
             raise ValueError(f"scan {self.name!r}: count={self.count!r} is not in 1..8")
 
     @property
@@ -101,7 +101,7 @@ class Random(ScanOrder):
     ndims = (2, 3, 1)
 
     def check(self) -> None:
-        if not (isinstance(self.count, int) and self.count >= 1):
+        if self.count < 1:
             raise ValueError(f"scan 'random': count={self.count!r} must be a positive integer")
 
     @property
