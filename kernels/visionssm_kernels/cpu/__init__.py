@@ -133,7 +133,7 @@ def routed_scan_backward(
     split_routes = 1 if shared else K
     width = _width(batch, channels, split_routes)
     blocks = -(-channels // (width * LANES))
-    dB, dC = torch.empty(2, blocks, batch, positions, K, N).unbind(0)
+    dB, dC = (torch.empty(blocks, batch, positions, K, N) for _ in range(2))  # an op returns no two views of one memory
     dA = torch.empty(batch, K, channels, N)
     dD = None if D is None else torch.empty(batch, K, channels)
     dbias = None if bias is None else torch.empty(batch, K, channels)

@@ -104,7 +104,7 @@ def _gradients(x, grad, weight, dx, dweight, dbias, width, taps, steps):
 
 
 @compiled
-def _task(job, scratch, positions, b, block, k, first, backwards):
+def _task(job, scratch, positions, following, b, block, k, first, backwards):
     width, taps, T = job.width, job.taps, job.steps
     channel = block * width * LANES
     channels = min(job.channels - channel, width * LANES)
@@ -140,7 +140,10 @@ def _task(job, scratch, positions, b, block, k, first, backwards):
         start = tile * _TILE
         steps = min(T - start, _TILE)
         steps_of(positions, order, job.order_t, start - taps + 1, steps + taps - 1)
-        gather(x, width, x_at, job.x.l, job.x.kind, positions, steps + taps - 1, channels)
+        next_start = start + (-_TILE if backwards else _TILE)
+        coming = following[: max(min(T - next_start, _TILE), 0) if next_start >= 0 else 0]
+        steps_of(coming, order, job.order_t, next_start, len(coming))
+        gather(x, width, x_at, job.x.l, job.x.kind, positions, steps + taps - 1, channels, coming)
         present = positions[taps - 1 :]
         if not backwards or job.silu:
             _convolve(x, weight, bias, out, width, taps, steps)
@@ -154,7 +157,7 @@ def _task(job, scratch, positions, b, block, k, first, backwards):
         else:  # what the tile after this one left
             for r in range((taps - 1) * width - 1, -1, -1):
                 store(load(grad + r * LANES_BYTES), grad + _TILE * row + r * LANES_BYTES)
-        gather(grad, width, u_at, job.u.l, job.u.kind, present, steps, channels)
+        gather(grad, width, u_at, job.u.l, job.u.kind, present, steps, channels, coming)
         if job.silu:
             _through_silu(grad, out, steps * width)
         _gradients(x, grad, weight, out, dweight, dbias, width, taps, steps)
@@ -175,19 +178,20 @@ def _run(job, backwards):
     row = job.width * LANES_BYTES
     memory = np.empty((3 * _TILE + 4 * job.taps + 4) * row + 8 * _PAD, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64
-    positions = np.empty(_TILE + job.taps - 1, np.int64)
+    positions, following = np.empty(_TILE + job.taps - 1, np.int64), np.empty(_TILE, np.int64)
     total = job.batch * job.blocks * (job.routes if job.split else 1)
     task = atomic_next(job.counter)
     while task < total:
         block = task % job.blocks
+        b, first, last = task // job.blocks, 0, job.routes
         if job.split:
-            b, k = task // job.blocks // job.routes, task // job.blocks % job.routes
-            _task(job, scratch, positions, b, block, k, True, backwards)
-        else:
-            for k in range(job.routes):
-                _task(job, scratch, positions, task // job.blocks, block, k, k == 0, backwards)
+            b, first = b // job.routes, b % job.routes
+            last = first + 1
+        for k in range(first, last):
+            _task(job, scratch, positions, following, b, block, k, k == first, backwards)
         task = atomic_next(job.counter)
     restore_float_mode(mode)
+    memory[0] = 0  # numba frees an array after its last use: this is it
 
 
 @compiled

@@ -9,7 +9,7 @@ from numba import njit
 from torch import Tensor
 
 from . import simd
-from .simd import BF16, F16, F32, LANES, load_f32_part, load_int, store, zeros
+from .simd import BF16, F16, F32, LANES, load_f32_part, load_int, prefetch, store, zeros
 
 __all__ = ["LANES_BYTES", "NOTHING", "Rows", "address", "compiled", "fill", "gather", "parameter_row", "refer", "scatter", "steps_of", "to_columns",
            "to_rows", "visited", "zero"]  # fmt: skip
@@ -67,11 +67,17 @@ def visited(order, stride, steps):
 
 
 @compiled
-def gather(scratch, width, source, stride, kind, positions, steps, channels):
-    """Copies `steps` rows of `channels` elements to rows of `width` vectors, zero beyond and at padding steps."""
+def gather(scratch, width, source, stride, kind, positions, steps, channels, coming):
+    """Copies `steps` rows of `channels` elements to rows of `width` vectors, zero beyond and at padding steps.
+
+    On the way it asks for the rows of the next tile, at positions `coming`, so that they arrive while this one is computed.
+    """
     size = 4 if kind == F32 else 2
     for t in range(steps):
         p = positions[t]
+        if t < len(coming) and coming[t] >= 0:
+            for byte in range(0, min(channels, width * LANES) * size, 64):
+                prefetch(source + coming[t] * stride + byte)
         for v in range(width):
             target = scratch + (t * width + v) * LANES_BYTES
             at = source + p * stride + v * LANES * size

@@ -123,7 +123,7 @@ def _inputs_and_skip(x, dt, y, skip, width, steps):
 
 
 @compiled
-def _forward_task(p, job, states, scratch, positions, b, block, k, first):
+def _forward_task(p, job, states, scratch, positions, following, b, block, k, first):
     """One route of one block of channels; `states` is an address or None."""
     width, N, T = p.width, p.states, p.steps
     channel = block * width * LANES
@@ -166,10 +166,12 @@ def _forward_task(p, job, states, scratch, positions, b, block, k, first):
         start = chunk * CHUNK
         steps = min(T - start, CHUNK)
         steps_of(positions, order, p.order_t, start, steps)
-        gather(x, width, address(job.u, b, k, channel), job.u.l, job.u.kind, positions, steps, channels)
-        gather(dt, width, address(job.delta, b, k, channel), job.delta.l, job.delta.kind, positions, steps, channels)
-        gather(b_rows, n_vectors, address(job.B, b, k, 0), job.B.l, job.B.kind, positions, steps, N)
-        gather(c_rows, n_vectors, address(job.C, b, k, 0), job.C.l, job.C.kind, positions, steps, N)
+        coming = following[: max(min(T - start - CHUNK, CHUNK), 0)]
+        steps_of(coming, order, p.order_t, start + CHUNK, len(coming))
+        gather(x, width, address(job.u, b, k, channel), job.u.l, job.u.kind, positions, steps, channels, coming)
+        gather(dt, width, address(job.delta, b, k, channel), job.delta.l, job.delta.kind, positions, steps, channels, coming)
+        gather(b_rows, n_vectors, address(job.B, b, k, 0), job.B.l, job.B.kind, positions, steps, N, coming)
+        gather(c_rows, n_vectors, address(job.C, b, k, 0), job.C.l, job.C.kind, positions, steps, N, coming)
         _time_steps(dt, bias, width, steps, p.softplus)
         _inputs_and_skip(x, dt, y, skip, width, steps)
         for v in range(width):
@@ -219,19 +221,20 @@ def forward(job, states):
     size = (3 * row + 2 * pitch + 4 * LANES_BYTES) * CHUNK + (2 * p.states + 2) * row + 10 * _PAD
     memory = np.empty(size + 64, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64
-    positions = np.empty(CHUNK, np.int64)
+    positions, following = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
     total = _tasks(p)
     task = atomic_next(p.counter)
     while task < total:
         block = task % p.blocks
+        b, first, last = task // p.blocks, 0, p.routes
         if p.split:
-            b, k = task // p.blocks // p.routes, task // p.blocks % p.routes
-            _forward_task(p, job, states, scratch, positions, b, block, k, True)
-        else:
-            for k in range(p.routes):
-                _forward_task(p, job, states, scratch, positions, task // p.blocks, block, k, k == 0)
+            b, first = b // p.routes, b % p.routes
+            last = first + 1
+        for k in range(first, last):
+            _forward_task(p, job, states, scratch, positions, following, b, block, k, k == first)
         task = atomic_next(p.counter)
     restore_float_mode(mode)
+    memory[0] = 0  # numba frees an array after its last use: this is it
 
 
 @compiled
@@ -261,7 +264,7 @@ def _multiply(x, u, dt, vectors):
 
 
 @compiled
-def _backward_task(p, job, grad_states, scratch, positions, b, block, k, first):
+def _backward_task(p, job, grad_states, scratch, positions, following, b, block, k, first):
     """One route of one block of channels, its chunks in reverse; `grad_states` is an address or None."""
     width, N, T = p.width, p.states, p.steps
     channel = block * width * LANES
@@ -312,11 +315,13 @@ def _backward_task(p, job, grad_states, scratch, positions, b, block, k, first):
         start = chunk * CHUNK
         steps = min(T - start, CHUNK)
         steps_of(positions, order, p.order_t, start, steps)
-        gather(u, width, address(job.u, b, k, channel), job.u.l, job.u.kind, positions, steps, channels)
-        gather(dt, width, address(job.delta, b, k, channel), job.delta.l, job.delta.kind, positions, steps, channels)
-        gather(dy, width, address(job.dy, b, k, channel), job.dy.l, job.dy.kind, positions, steps, channels)
-        gather(b_rows, n_vectors, address(job.B, b, k, 0), job.B.l, job.B.kind, positions, steps, N)
-        gather(c_rows, n_vectors, address(job.C, b, k, 0), job.C.l, job.C.kind, positions, steps, N)
+        coming = following[: CHUNK if chunk > 0 else 0]
+        steps_of(coming, order, p.order_t, start - CHUNK, len(coming))
+        gather(u, width, address(job.u, b, k, channel), job.u.l, job.u.kind, positions, steps, channels, coming)
+        gather(dt, width, address(job.delta, b, k, channel), job.delta.l, job.delta.kind, positions, steps, channels, coming)
+        gather(dy, width, address(job.dy, b, k, channel), job.dy.l, job.dy.kind, positions, steps, channels, coming)
+        gather(b_rows, n_vectors, address(job.B, b, k, 0), job.B.l, job.B.kind, positions, steps, N, coming)
+        gather(c_rows, n_vectors, address(job.C, b, k, 0), job.C.l, job.C.kind, positions, steps, N, coming)
         if p.softplus:
             _time_steps_and_slopes(dt, slope, bias, width, steps, True)
         else:
@@ -408,19 +413,20 @@ def backward(job, grad_states):
     size = (7 * row + 4 * pitch + 12 * LANES_BYTES) * CHUNK + (5 * p.states + 4) * row + 4 * LANES_BYTES + 20 * _PAD
     memory = np.empty(size + 64, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64
-    positions = np.empty(CHUNK, np.int64)
+    positions, following = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
     total = _tasks(p)
     task = atomic_next(p.counter)
     while task < total:
         block = task % p.blocks
+        b, first, last = task // p.blocks, 0, p.routes
         if p.split:
-            b, k = task // p.blocks // p.routes, task // p.blocks % p.routes
-            _backward_task(p, job, grad_states, scratch, positions, b, block, k, True)
-        else:
-            for k in range(p.routes):
-                _backward_task(p, job, grad_states, scratch, positions, task // p.blocks, block, k, k == 0)
+            b, first = b // p.routes, b % p.routes
+            last = first + 1
+        for k in range(first, last):
+            _backward_task(p, job, grad_states, scratch, positions, following, b, block, k, k == first)
         task = atomic_next(p.counter)
     restore_float_mode(mode)
+    memory[0] = 0  # numba frees an array after its last use: this is it
 
 
 _PIECE = 4096
