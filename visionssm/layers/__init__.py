@@ -4,11 +4,13 @@ from .downsample import ConvDownsample, PatchMerging
 from .hierarchical import HierarchicalModel, Stage
 from .init import init_A_log, init_dt
 from .plain import PatchEmbed, PlainModel
+from .rope import GridRope, rope_tables
 from .stem import ConvStem, PatchStem
 
 __all__ = [
     "ConvDownsample",
     "ConvStem",
+    "GridRope",
     "HierarchicalModel",
     "PatchEmbed",
     "PatchMerging",
@@ -17,4 +19,5 @@ __all__ = [
     "Stage",
     "init_A_log",
     "init_dt",
+    "rope_tables",
 ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Optional  # TorchScript reads these
 
 import torch
+import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor
 from visionssm_kernels import route_conv, routed_scan
 
-__all__ = ["conv_along_routes", "scan_routes"]
+__all__ = ["conv_along_routes", "pad_to_slots", "scan_routes", "take_routes"]
 
 
 @register_notrace_function
@@ -40,3 +41,16 @@ def conv_along_routes(x_BLKD: Tensor, weight_KDW: Tensor, bias_KD: Optional[Tens
         return route_conv(x_BLKD, weight_KDW, bias_KD, order=order_KT)
     else:
         return torch.ops.visionssm.route_conv(x_BLKD, weight_KDW, bias_KD, order_KT, True, "auto")
+
+
+@register_notrace_function  # its branch depends on the size, which FX does not know
+def pad_to_slots(x_BLD: Tensor, order_KT: Tensor) -> Tensor:
+    """Zero tokens for the padding slots of an order (`visionssm.scans.with_slots`): (B, L, D) -> (B, max(L, T), D)."""
+    slots = order_KT.shape[-1] - x_BLD.shape[1]
+    return F.pad(x_BLD, (0, 0, 0, slots)) if slots > 0 else x_BLD
+
+
+def take_routes(y_BLKD: Tensor, table_KL: Tensor) -> Tensor:
+    """Position l of route k from position `table_KL[k, l]` of that route: (B, L, K, D) -> (B, L, K, D)."""
+    index = table_KL.long().t().unsqueeze(0).unsqueeze(-1)
+    return y_BLKD.gather(1, index.expand_as(y_BLKD))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from visionssm.layers import init_A_log, init_dt
 from visionssm.scans import RouteTable, ScanOrder
 
-from .functional import scan_routes
+from .functional import scan_routes, take_routes
 
 __all__ = ["ImageScan"]
 
@@ -37,6 +37,7 @@ class ImageScan(nn.Module):
         conv_bias: whether the depthwise convolution has a bias.
         gate: whether in_proj also gives a gate z that multiplies the normed output by SiLU(z).
         merge: joins the routes, (B, L, K, D) -> (B, L, D); None adds them up inside the kernel.
+        unscan: as a table over the routes, where `merge` finds the output for each position; None where the scan puts it.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ImageScan(nn.Module):
         conv_bias: bool = True,
         gate: bool = True,
         merge: Optional[nn.Module] = None,
+        unscan: Optional[ScanOrder] = None,
     ) -> None:
         super().__init__()
         if scan.ndim not in _CONVS:
@@ -74,6 +76,9 @@ class ImageScan(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(routes, channels))
         self.A_log = nn.Parameter(torch.empty(routes, channels, d_state))
         self.D = nn.Parameter(torch.empty(routes, channels))
+        if unscan is not None and merge is None:
+            raise ValueError("unscan moves the outputs of single routes, so it needs a merge")
+        self.unscan_table = None if unscan is None else RouteTable(unscan)
         self.merge = nn.Identity() if merge is None else merge
         self.merge_in_kernel = merge is None and scan.groups == 1
         self.out_norm = nn.LayerNorm(d_inner)
@@ -112,6 +117,8 @@ class ImageScan(nn.Module):
             self.route_table(x_BSD),
             "sum" if self.merge_in_kernel else "none",
         )
+        if self.unscan_table is not None:
+            y = take_routes(y, self.unscan_table(x_BSD))
         if not self.merge_in_kernel:
             y = self.merge(y) if self.groups == 1 else y.flatten(2)
         return y.view_as(x_BSD)

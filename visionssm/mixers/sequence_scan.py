@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt
 
-from .functional import conv_along_routes, scan_routes
+from .functional import conv_along_routes, pad_to_slots, scan_routes, take_routes
 
 __all__ = ["SequenceScan"]
 
@@ -32,7 +32,9 @@ class SequenceScan(nn.Module):
         dt_rank: R, rank of the step-size projection.
         d_conv: W, taps of the causal convolution.
         scale: factor on the merged output (Vim averages its two routes: 0.5).
-        merge: joins the routes, (B, L, K, D) -> (B, L, D); None adds them up inside the kernel.
+        merge: joins the gated routes, (B, L, K, D) -> (B, L, D); None adds them up inside the kernel.
+        slots: orders may come from `visionssm.scans.with_slots`: positions behind the tokens are zero tokens, which the
+            convolution fills.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class SequenceScan(nn.Module):
         d_conv: int = 4,
         scale: float = 1.0,
         merge: Optional[nn.Module] = None,
+        slots: bool = False,
     ) -> None:
         super().__init__()
         self.dims = (dt_rank, d_state, d_state)
         self.scale = scale
+        self.slots = slots
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(routes, d_inner, d_conv))
         self.conv_bias = nn.Parameter(torch.empty(routes, d_inner))
@@ -75,17 +79,23 @@ class SequenceScan(nn.Module):
             self.A_log.copy_(init_A_log(*self.A_log.shape))
             self.D.fill_(1.0)
 
-    def forward(self, x_BLC: Tensor, order_KT: Optional[Tensor]) -> Tensor:
+    def forward(
+        self, x_BLC: Tensor, order_KT: Optional[Tensor], unscan_KL: Optional[Tensor] = None
+    ) -> Tensor:
         """Mixes tokens.
 
         Args:
             x_BLC: (B, L, C).
             order_KT: integer (K, T), the token visited at each step; -1 is a padding step. None for one raster route.
+            unscan_KL: where `merge` finds the output of each route for each token; None where the scan puts it.
 
         Returns:
             (B, L, C).
         """
         x_BLD, z_BLD = self.in_proj(x_BLC).chunk(2, -1)
+        if self.slots:
+            assert order_KT is not None
+            x_BLD = pad_to_slots(x_BLD, order_KT)
         u_BLKD = conv_along_routes(x_BLD.unsqueeze(2), self.conv_weight, self.conv_bias, order_KT)
         proj = torch.einsum("blkd,kcd->blkc", u_BLKD, self.x_proj)
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
@@ -94,5 +104,13 @@ class SequenceScan(nn.Module):
         A_KDN = -torch.exp(self.A_log.float())
         merge = "sum" if self.merge_in_kernel else "none"
         y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
-        y_BLD = self.merge(y) if not self.merge_in_kernel else y
-        return self.out_proj(y_BLD * (self.act(z_BLD) * self.scale))
+        if self.slots:
+            y = y[:, : x_BLC.shape[1]]
+        gate_BLD = self.act(z_BLD) * self.scale
+        if self.merge_in_kernel:
+            assert unscan_KL is None, "the routes are added up inside the kernel"
+            return self.out_proj(y * gate_BLD)
+        y = y * gate_BLD.unsqueeze(2)
+        if unscan_KL is not None:
+            y = take_routes(y, unscan_KL)
+        return self.out_proj(self.merge(y))

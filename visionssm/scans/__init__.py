@@ -28,13 +28,16 @@ from .draw import draw
 from .dynamic import adaptive_scores, category_order, draw_shuffle, score_order, shuffle_probability
 from .points import POINT_ORDERS, point_codes, point_grid, point_order
 from .registry import create_scan, list_scans, register_scan, scan_from_key
+from .slots import PublishedUnscan, WithSlots, published_unscan, with_slots
 from .table import RouteTable, route_table
 from .token import WithToken, with_token
 
 __all__ = [
     "POINT_ORDERS",
+    "PublishedUnscan",
     "RouteTable",
     "ScanOrder",
+    "WithSlots",
     "WithToken",
     "adaptive_scores",
     "category_order",
@@ -47,10 +50,12 @@ __all__ = [
     "point_codes",
     "point_grid",
     "point_order",
+    "published_unscan",
     "register_scan",
     "route_table",
     "scan_from_key",
     "score_order",
     "shuffle_probability",
+    "with_slots",
     "with_token",
 ]

@@ -38,6 +38,14 @@ class WithToken(ScanOrder):
     def num_routes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.num_routes
 
+    @property
+    def total(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.total
+
+    @property
+    def padded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.padded
+
     def positions(self, size: Sequence[int]) -> int:
         return self.inner.positions(size) + 1
 
