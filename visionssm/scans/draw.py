@@ -59,8 +59,7 @@ def draw(scan: ScanOrder, size: Sequence[int], path: str | os.PathLike[str] | No
         axes.set_title(f"route {index}", fontsize="small")
         axes.set_aspect("equal")
         axes.invert_yaxis()
-        for name in ("x", "y", "z")[: len(size)]:
-            axes.locator_params(name, integer=True)
+        axes.locator_params(integer=True)
         axes.tick_params(labelsize="xx-small")
     if path is not None:
         figure.savefig(path)
