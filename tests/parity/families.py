@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import visionssm
 from tests.parity.cases import Case
 
 HERE = Path(__file__).parent
@@ -44,6 +45,29 @@ def vim_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
     return {"logits": model.forward_head(tokens), "tokens": tokens, **kept}
 
 
+def local_vmamba(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """What a hierarchical model gives; at H != W with the published un-scan, and also with the right one."""
+    if "logits_vfix" not in case.expected:
+        return hierarchical(model, x, case)
+    published = visionssm.create_model(FAMILIES[case.family].model(case), unscan="published").eval()
+    published.load_state_dict(model.state_dict())
+    return hierarchical(published, x, case) | {"logits_vfix": model(x)}
+
+
+def local_vim_options(case: Case) -> dict[str, Any]:
+    """The size, and the published un-scan at H != W: nothing else is recorded there."""
+    height, width = case.spec["input"]["shape"][2:]
+    return same_size(case) | ({} if height == width else {"unscan": "published"})
+
+
+def plain_mamba_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """Logits, tokens after the norm, and what three blocks return."""
+    depth = len(model.blocks)
+    names = {0: "block_first", depth // 2: "block_mid", depth - 1: "block_last"}
+    tokens, features = model.forward_intermediates(x, indices=list(names), output_fmt="NLC")
+    return {"logits": model.forward_head(tokens), "tokens": tokens, **dict(zip(names.values(), features, strict=True))}
+
+
 @dataclass(frozen=True)
 class Family:
     """One folder of cases.
@@ -69,6 +93,10 @@ def same_size(case: Case) -> dict[str, Any]:
 
 FAMILIES = {
     "vmamba": Family(lambda case: f"vmamba_{case.variant}", outputs=hierarchical),
+    "local_vim": Family(lambda case: case.variant, options=local_vim_options, outputs=vim_outputs),
+    "local_vmamba": Family(lambda case: f"local_vmamba_{case.variant}", outputs=local_vmamba),
+    "plain_mamba": Family(lambda case: case.variant, outputs=plain_mamba_outputs),
+    "spatial_mamba": Family(lambda case: f"spatial_mamba_{case.variant}", outputs=hierarchical),
     "vim": Family(lambda case: case.variant, options=same_size, outputs=vim_outputs),
 }
 

@@ -2,9 +2,14 @@
 
 Two kinds, because a causal convolution along a route does not commute with the permutation: `ImageScan` convolves in
 image space, then scans (VMamba's SS2D); `SequenceScan` convolves along each route, then scans (Vim's bidirectional Mamba).
+Two relatives of the first share one set of parameters among all routes: `DirectionScan` is told by which move each step
+arrives (PlainMamba); `StateFusion` mixes the states in image space before they are read out (Spatial-Mamba).
 """
 
+from .direction_scan import DirectionScan
 from .image_scan import ImageScan
+from .merges import GatedMerge, SearchMerge
 from .sequence_scan import SequenceScan
+from .state_fusion import StateFusion
 
-__all__ = ["ImageScan", "SequenceScan"]
+__all__ = ["DirectionScan", "GatedMerge", "ImageScan", "SearchMerge", "SequenceScan", "StateFusion"]
