@@ -9,9 +9,12 @@ Legend: B batch, L positions, Ku 1 or K, K routes, D channels, N state, T steps,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +25,11 @@ INPUTS = ("u", "delta", "A", "B", "C", "D", "bias")
 
 @dataclass(frozen=True)
 class Scan:
-    """One routed scan. `table`: None, "permutation", "subset" (T < L), "padded" (-1 among the steps, T > L)."""
+    """One routed scan. `table`: None, "permutation", "subset" (T < L), "padded" (-1 among the steps, T > L), "empty" (T = 0)."""
 
     name: str
-    B: int = 2
-    L: int = 13
+    B: int = 1
+    L: int = 9
     K: int = 2
     D: int = 5
     N: int = 4
@@ -42,6 +45,7 @@ class Scan:
     dtype: str = "float32"
     split: bool | None = None  # force chunks to run in parallel, or one after the other
     delta_mean: float = -2.0
+    mark: bool = False  # zero by marks, as large outputs do, and not beforehand
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Conv:
     silu: bool = True
     strided: bool = False
     dtype: str = "float32"
+    mark: bool = False
 
 
 SCANS = [
@@ -71,8 +76,8 @@ SCANS = [
     Scan("one position, one channel", L=1, D=1, N=1, K=1, B=1),
     Scan("subset", table="subset", N=2, states=True),
     Scan("padded", table="padded", N=2, states=True),
-    Scan("padded per image", table="padded", per_image=True, N=1, K=3),
-    Scan("subset per image, apart", table="subset", per_image=True, merge="none", Ku=2),
+    Scan("padded per image", B=2, table="padded", per_image=True, N=1),
+    Scan("subset per image, apart", B=2, table="subset", per_image=True, merge="none", Ku=2),
     Scan("own u", Ku=2, merge="none", N=1),
     Scan("own u, summed", Ku=3, K=3, N=2),
     Scan("one route", K=1, merge="none", N=2),
@@ -81,16 +86,34 @@ SCANS = [
     Scan("no bias", bias=False, table="padded", N=2),
     Scan("plain", skip=False, bias=False, softplus=False, N=1),
     Scan("states", states=True, merge="none", N=4),
-    Scan("strided", strided=True, Ku=2, N=4, states=True),
-    Scan("chunks", L=71, B=1, D=3, N=2, split=False),
-    Scan("chunks, subset", L=60, B=1, D=3, N=1, table="subset", split=False, states=True),
+    Scan("strided", strided=True, Ku=2, B=2, N=4, states=True),
+    Scan("chunks", L=41, B=2, K=1, D=3, N=2, split=False),
+    Scan("chunks, subset", L=60, B=1, D=3, N=1, K=1, table="subset", split=False, states=True),
     Scan("exactly two chunks", L=64, B=1, D=3, N=1, table=None, split=False, K=1),
-    Scan("parallel chunks", L=70, B=1, D=3, N=2, split=True),
-    Scan("parallel chunks, padded", L=51, B=2, D=3, N=1, K=1, table="padded", per_image=True, split=True, states=True),
+    Scan("parallel chunks", L=70, K=1, D=3, N=2, split=True),
+    Scan(
+        "parallel chunks, padded",
+        L=51,
+        B=2,
+        D=3,
+        N=1,
+        K=1,
+        table="padded",
+        per_image=True,
+        split=True,
+        states=True,
+    ),
     Scan("parallel chunks, one", L=7, split=True, B=1, N=1),
+    Scan("no image", B=0),
+    Scan("no position", L=0, table=None),
+    Scan("no step", table="empty", N=1, states=True),
+    Scan("marks, no step", mark=True, table="empty", N=1),
+    Scan("marks", mark=True, N=2, L=7, merge="none", Ku=2, states=True, D=65),
+    Scan("marks, subset", mark=True, N=1, table="subset", states=True),
+    Scan("marks, padded per image", mark=True, N=1, table="padded", per_image=True, L=65, B=2, K=1, D=2),
     Scan("small dt", delta_mean=-9.0, N=2),
     Scan("large dt", delta_mean=12.0, N=2),
-    Scan("bfloat16", dtype="bfloat16", N=1, L=21, K=4),
+    Scan("bfloat16", dtype="bfloat16", N=1, L=11, K=4),
     Scan("bfloat16, state 16", dtype="bfloat16", N=16, L=17, K=2, Ku=2),
     Scan("bfloat16, apart", dtype="bfloat16", N=4, merge="none", table="padded"),
     Scan("float16", dtype="float16", N=2, K=4),
@@ -107,6 +130,7 @@ CONVS = [
     Conv("linear", silu=False, bias=False, table="padded"),
     Conv("many", L=75, D=67, B=1, K=1, W=3),
     Conv("strided", strided=True, Kx=2),
+    Conv("marks", mark=True, table="padded", per_image=True),
     Conv("bfloat16", dtype="bfloat16"),
 ]
 
@@ -116,14 +140,21 @@ def make_table(kind: str | None, batch: int, length: int, routes: int, per_image
     if kind is None:
         return None
     count = batch * routes if per_image else routes
-    steps = {"permutation": length, "subset": max(1, 2 * length // 3), "padded": length + max(1, length // 3)}[kind]
+    steps = {
+        "permutation": length,
+        "subset": max(1, 2 * length // 3),
+        "padded": length + max(1, length // 3),
+        "empty": 0,
+    }[kind]
     rows = []
     for _ in range(count):
         row = torch.randperm(length)
-        if kind == "subset":
+        if kind in ("subset", "empty"):
             row = row[:steps]
         if kind == "padded":
-            kept = torch.cat((row[: length - 1], torch.full((steps - length + 1,), -1)))  # misses a position, too
+            kept = torch.cat(
+                (row[: length - 1], torch.full((steps - length + 1,), -1))
+            )  # misses a position, too
             row = kept[torch.randperm(steps)]
         rows.append(row)
     table = torch.stack(rows).int()
@@ -138,7 +169,12 @@ def _dtypes(name: str, count: int) -> list[torch.dtype]:
 
 def _spread(x: Tensor) -> Tensor:
     """The same values with gaps between rows, between routes and between positions."""
-    wide = torch.full((x.shape[0], x.shape[2] + 1, x.shape[1] + 2, x.shape[3] + 3), torch.nan, dtype=x.dtype, device=x.device)
+    wide = torch.full(
+        (x.shape[0], x.shape[2] + 1, x.shape[1] + 2, x.shape[3] + 3),
+        torch.nan,
+        dtype=x.dtype,
+        device=x.device,
+    )
     view = wide[:, : x.shape[2], : x.shape[1], : x.shape[3]].transpose(1, 2)
     return view.copy_(x)
 
@@ -163,21 +199,27 @@ def scatter(y: Tensor, order: Tensor | None, length: int) -> Tensor:
 
 
 def oracle_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
-                order: Tensor | None, softplus: bool, merge: str) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The recurrence as a loop over steps: y and the states, differentiable."""
+                order: Tensor | None, softplus: bool, merge: str) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The recurrence as a loop over steps: y, the states at every position, the states after every step."""
     routes, length = delta.shape[2], delta.shape[1]
     u, delta, B, C = (gather(x, order, routes) for x in (u, delta, B, C))
     dt = delta if bias is None else delta + bias[:, None]
     dt = F.softplus(dt) if softplus else dt
     h, ys, hs = torch.zeros_like(A[None]), [], []
+    if u.shape[2] == 0:
+        y, states = (
+            u.new_zeros(u.shape[0], length, routes, A.shape[1]),
+            u.new_zeros(u.shape[0], length, *A.shape),
+        )
+        return (y.sum(2) if merge == "sum" else y) + 0.0 * A.sum(), states, states.transpose(1, 2)[:, :, :0]
     for t in range(u.shape[2]):
         step = dt[:, :, t, :, None]
         h = torch.exp(step * A) * h + step * B[:, :, t, None] * u[:, :, t, :, None]
         y = (h * C[:, :, t, None]).sum(-1)
         ys.append(y if D is None else y + D * u[:, :, t])
         hs.append(h.expand(u.shape[0], -1, -1, -1))
-    y = scatter(torch.stack(ys, 2), order, length)
-    return y.sum(2) if merge == "sum" else y, scatter(torch.stack(hs, 2), order, length)
+    y, h_BKTDN = scatter(torch.stack(ys, 2), order, length), torch.stack(hs, 2)
+    return y.sum(2) if merge == "sum" else y, scatter(h_BKTDN, order, length), h_BKTDN
 
 
 def oracle_conv(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool) -> Tensor:
@@ -212,14 +254,31 @@ def scan_inputs(case: Scan, device: str) -> tuple[dict[str, Tensor | None], Tens
     return values, None if order is None else order.to(device)
 
 
-def errors(got: dict[str, Tensor | None], want: dict[str, Tensor | None], rounded: dict[str, str]) -> dict[str, float]:
+@contextlib.contextmanager
+def changed(settings: dict[tuple[ModuleType, str], int]) -> Iterator[None]:
+    """Thresholds of the launchers, set so that a tiny case takes the way of a large one."""
+    before = {key: getattr(*key) for key in settings}
+    for (module, name), value in settings.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
+
+
+def errors(
+    got: dict[str, Tensor | None], want: dict[str, Tensor | None], rounded: dict[str, str]
+) -> dict[str, float]:
     """Largest error of each tensor over its largest value; infinity for a NaN, a wrong shape, dtype or None."""
     out = {}
     for key, expected in want.items():
         actual = got[key]
         if expected is None or actual is None:
             out[key] = 0.0 if expected is actual else float("inf")
-        elif actual.shape != expected.shape or str(actual.dtype) != rounded[key] or not actual.isfinite().all():
+        elif (
+            actual.shape != expected.shape or str(actual.dtype) != rounded[key] or not actual.isfinite().all()
+        ):
             out[key] = float("inf")
         else:
             scale = expected.abs().amax().clamp(min=1e-30) if expected.numel() else torch.ones(())
@@ -227,28 +286,41 @@ def errors(got: dict[str, Tensor | None], want: dict[str, Tensor | None], rounde
     return out
 
 
+def limit(case: Scan | Conv) -> float:
+    """Largest accepted error, relative to the largest value: some float32 roundings, or one rounding per summand in half precision."""
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16, "mixed": torch.bfloat16}.get(case.dtype)
+    return 2 * torch.finfo(half).eps if half else 20 * torch.finfo(torch.float32).eps
+
+
 def run_scan(case: Scan, device: str) -> dict[str, object]:
     """Outputs and all gradients of the kernels against the float64 loop."""
-    from visionssm_kernels.triton import scan
+    from visionssm_kernels.triton import memory, scan
 
     torch.manual_seed(0)
     values, order = scan_inputs(case, device)
     doubles = {k: v if v is None else v.double().requires_grad_() for k, v in values.items()}
-    y, states = oracle_scan(*doubles.values(), order, case.softplus, case.merge)
+    y, states, steps = oracle_scan(*doubles.values(), order, case.softplus, case.merge)
     grad_y = torch.randn(y.shape, device=device).to(values["u"].dtype)
     grad_states = torch.randn(states.shape, device=device) if case.states else None
     if case.strided and case.merge == "sum":
-        grad_y = grad_y[..., :1].expand_as(grad_y)  # as y.sum().backward() makes them: no contiguous dimension
+        grad_y = grad_y[..., :1].expand_as(grad_y)  # no contiguous dimension, as in y.sum().backward()
     loss = (y * grad_y).sum() + (0.0 if grad_states is None else (states * grad_states).sum())
     leaves = {k: v for k, v in doubles.items() if v is not None}
-    grads = dict(zip(leaves, torch.autograd.grad(loss, leaves.values()), strict=True))
+    grads = torch.autograd.grad(loss, leaves.values(), allow_unused=True, materialize_grads=True)
+    grads = dict(zip(leaves, grads, strict=True))
     want = {"y": y.detach(), "states": states.detach() if case.states else torch.empty(0)}
     want |= {f"d{k}": grads.get(k) for k in INPUTS}
+    last = [
+        min(end, steps.shape[2]) - 1 for end in range(scan.CHUNK, steps.shape[2] + scan.CHUNK, scan.CHUNK)
+    ]
+    want["checkpoints"] = steps[:, :, last].detach()
 
-    limit = scan.SPLIT_BELOW, scan.SPLIT_CHUNKS
+    settings = {}
     if case.split is not None:
-        scan.SPLIT_BELOW, scan.SPLIT_CHUNKS = (1 << 30, 1) if case.split else (0, 0)
-    try:
+        settings |= {(scan, "SPLIT_BELOW"): 1 << 30 if case.split else 0, (scan, "SPLIT_CHUNKS"): 1}
+    if case.mark:
+        settings |= {(memory, "LARGE"): 0}
+    with changed(settings):
         got_y, checkpoints, got_states = scan.routed_scan_forward(
             *values.values(), order, case.softplus, case.merge, True, case.states
         )
@@ -258,19 +330,21 @@ def run_scan(case: Scan, device: str) -> dict[str, object]:
         got_grads = scan.routed_scan_backward(
             grad_y, grad_states, *values.values(), order, case.softplus, case.merge, checkpoints
         )
-    finally:
-        scan.SPLIT_BELOW, scan.SPLIT_CHUNKS = limit
-    got = {"y": got_y, "states": got_states} | {f"d{k}": g for k, g in zip(INPUTS, got_grads, strict=True)}
-    rounded = {"y": str(values["u"].dtype), "states": "torch.float32"}
+    got = {"y": got_y, "states": got_states, "checkpoints": checkpoints} | {
+        f"d{k}": g for k, g in zip(INPUTS, got_grads, strict=True)
+    }
+    rounded = {"y": str(values["u"].dtype), "states": "torch.float32", "checkpoints": "torch.float32"}
     rounded |= {f"d{k}": str(v.dtype) for k, v in values.items() if v is not None}
     result = errors(got, want, rounded)
-    result["without checkpoints"] = 0.0 if torch.equal(only_y, got_y) and not none.numel() + none_too.numel() else torch.inf
+    result["without checkpoints"] = (
+        0.0 if torch.equal(only_y, got_y) and not none.numel() + none_too.numel() else torch.inf
+    )
     return result
 
 
 def run_conv(case: Conv, device: str) -> dict[str, object]:
     """Output and all gradients of the convolution against conv1d in float64."""
-    from visionssm_kernels.triton import conv
+    from visionssm_kernels.triton import conv, memory
 
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
@@ -286,10 +360,10 @@ def run_conv(case: Conv, device: str) -> dict[str, object]:
     leaves = [v for v in doubles if v is not None]
     grads = [*torch.autograd.grad((u * grad_u).sum(), leaves), None]
     names = ("u", "dx", "dweight", "dbias")
-    got = dict(zip(names, (
-        conv.route_conv_forward(x, weight, bias, order, case.silu),
-        *conv.route_conv_backward(grad_u, x, weight, bias, order, case.silu),
-    ), strict=True))  # fmt: skip
+    with changed({(memory, "LARGE"): 0} if case.mark else {}):
+        got_u = conv.route_conv_forward(x, weight, bias, order, case.silu)
+        got_grads = conv.route_conv_backward(grad_u, x, weight, bias, order, case.silu)
+    got = dict(zip(names, (got_u, *got_grads), strict=True))
     want = dict(zip(names, (u.detach(), *grads[:3]), strict=True))
     return errors(got, want, dict.fromkeys(names[:2], str(dtype)) | dict.fromkeys(names[2:], "torch.float32"))
 
@@ -307,7 +381,7 @@ def main() -> None:
         result = (run_scan if isinstance(case, Scan) else run_conv)(case, "cpu")
         seconds = time.perf_counter() - start
         kind = type(case).__name__
-        print(json.dumps({"kind": kind, "name": case.name, "seconds": seconds, "errors": result}), flush=True)  # noqa: T201
+        print(json.dumps({"name": f"{kind} {case.name}", "seconds": seconds, "errors": result}), flush=True)
 
 
 if __name__ == "__main__":

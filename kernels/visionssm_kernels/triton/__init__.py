@@ -13,7 +13,14 @@ import os
 import torch
 from torch import Tensor
 
-__all__ = ["CHUNK", "route_conv_backward", "route_conv_forward", "routed_scan_backward", "routed_scan_forward", "why_not"]
+__all__ = [
+    "CHUNK",
+    "route_conv_backward",
+    "route_conv_forward",
+    "routed_scan_backward",
+    "routed_scan_forward",
+    "why_not",
+]
 
 CHUNK = 32
 STATE_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -55,7 +62,9 @@ def routed_scan_forward(
     """(y, checkpoints, states); see `scan.routed_scan_forward`."""
     from . import scan
 
-    return scan.routed_scan_forward(u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states)
+    return scan.routed_scan_forward(
+        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states
+    )
 
 
 def routed_scan_backward(
@@ -70,7 +79,9 @@ def routed_scan_backward(
     )
 
 
-def route_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool) -> Tensor:
+def route_conv_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool
+) -> Tensor:
     """u (B, L, K, D); see `conv.route_conv_forward`."""
     from . import conv
 

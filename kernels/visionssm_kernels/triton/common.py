@@ -7,6 +7,9 @@ Positions are int64, because position x stride overruns int32 on large volumes; 
 import triton
 import triton.language as tl
 
+# Arguments that vary from call to call: no kernel of their own for a multiple of 16 or for 1.
+SIZES = ("L", "T", "batch", "chunks")
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -35,10 +38,10 @@ def log1p(e):
 @triton.jit
 def step_size(raw, SOFTPLUS: tl.constexpr):
     """dt of a row of delta + bias."""
+    dt = raw
     if SOFTPLUS:
-        return tl.maximum(raw, 0.0) + log1p(exp(-tl.abs(raw)))
-    else:
-        return raw
+        dt = tl.maximum(raw, 0.0) + log1p(exp(-tl.abs(raw)))
+    return dt
 
 
 @triton.jit
@@ -50,10 +53,9 @@ def sigmoid(x):
 @triton.jit
 def load_position(order, t, T):
     """Position visited at step t; -1 for a padding step and outside 0..T-1. `order` None is the identity."""
-    if order is None:
-        return tl.where((t >= 0) & (t < T), t, -1).to(tl.int64)
-    else:
-        return tl.load(order + t, mask=(t >= 0) & (t < T), other=-1).to(tl.int64)
+    within = (t >= 0) & (t < T)
+    position = tl.where(within, t, -1) if order is None else tl.load(order + t, mask=within, other=-1)
+    return position.to(tl.int64)
 
 
 @triton.jit
@@ -69,7 +71,9 @@ def load_rows(pointer, positions, stride, offsets, mask, U: tl.constexpr):
     """U rows (or tiles) of offsets' shape, one per position, zeros at -1, in their own dtype: all loads in flight together."""
     rows = ()
     for i in tl.static_range(U):
-        rows = rows + (tl.load(pointer + positions[i] * stride + offsets, mask=mask & (positions[i] >= 0), other=0.0),)
+        rows = rows + (
+            tl.load(pointer + positions[i] * stride + offsets, mask=mask & (positions[i] >= 0), other=0.0),
+        )
     return rows
 
 
@@ -85,10 +89,8 @@ def step_sizes(deltas, shift, t, T, U: tl.constexpr, SOFTPLUS: tl.constexpr):
 @triton.jit
 def load_channels(pointer, offsets, mask):
     """A float32 row of per-channel parameters; None is zero."""
-    if pointer is None:
-        return tl.zeros(offsets.shape, tl.float32)
-    else:
-        return tl.load(pointer + offsets, mask=mask, other=0.0)
+    zero = tl.zeros(offsets.shape, tl.float32)
+    return zero if pointer is None else tl.load(pointer + offsets, mask=mask, other=0.0)
 
 
 @triton.jit

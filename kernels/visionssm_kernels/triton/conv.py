@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import load_channels, load_position, sigmoid
-from .memory import image_buffer, on_device, row_strides, table_strides, unit_rows
+from .common import SIZES, load_channels, load_position, sigmoid
+from .memory import clear_unvisited, image_buffer, on_device, row_strides, table_strides, unit_rows
 
 __all__ = ["route_conv_backward", "route_conv_forward"]
 
@@ -36,7 +36,7 @@ def convolve(x, weight, order, t, T, d, x_l, inside, W: tl.constexpr, DIRECTION:
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def conv_kernel(
     x, weight, bias, order, out,
     L, T, dim, routes,
@@ -62,7 +62,7 @@ def conv_kernel(
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside[None, :] & (position >= 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def conv_weight_kernel(
     grad, x, weight, bias, order, before, dweight, dbias,
     L, T, dim, routes,
@@ -83,7 +83,9 @@ def conv_weight_kernel(
     x += b * x_b + k * x_k
     position = load_position(order, t, T)[:, None]
     taken = inside[None, :] & (position >= 0)
-    g = tl.load(grad + b * grad_b + k * grad_k + position * grad_l + d[None, :], mask=taken, other=0.0).to(tl.float32)
+    g = tl.load(grad + b * grad_b + k * grad_k + position * grad_l + d[None, :], mask=taken, other=0.0).to(
+        tl.float32
+    )
     if SILU:
         total = convolve(x, weight + k * dim * W, order, t, T, d, x_l, inside, W, -1)
         total += load_channels(bias, k * dim + d, inside)[None, :]
@@ -94,7 +96,9 @@ def conv_weight_kernel(
     share = ((tl.program_id(1).to(tl.int64) * batch + b) * routes + k) * dim + d
     for j in tl.static_range(W):
         source = load_position(order, t - j, T)[:, None]
-        row = tl.load(x + source * x_l + d[None, :], mask=inside[None, :] & (source >= 0), other=0.0).to(tl.float32)
+        row = tl.load(x + source * x_l + d[None, :], mask=inside[None, :] & (source >= 0), other=0.0).to(
+            tl.float32
+        )
         tl.store(dweight + share * W + (W - 1 - j), tl.sum(g * row, axis=0), mask=inside)
     if dbias is not None:
         tl.store(dbias + share, tl.sum(g, axis=0), mask=inside)
@@ -104,10 +108,12 @@ def _grid(batch: int, routes: int, dim: int, steps: int) -> tuple[int, int]:
     return batch * routes * triton.cdiv(dim, BLOCK_D), triton.cdiv(steps, BLOCK_T)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool, direction: int) -> Tensor:
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool, direction: int
+) -> Tensor:
     (batch, length, _, dim), (routes, _, taps) = x.shape, weight.shape
     steps = length if order is None else order.shape[-1]
-    out = image_buffer((batch, length, routes, dim), x.dtype, x.device, order)
+    out = image_buffer((batch, length, routes, dim), x.dtype, x, order)
     grid = _grid(batch, routes, dim, steps)
     if out.numel() and steps:
         with on_device(x):
@@ -115,10 +121,13 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | No
                 x, weight, bias, order, out, length, steps, dim, routes, *row_strides(x, routes), *table_strides(order),
                 W=taps, BT=BLOCK_T, BD=BLOCK_D, SILU=silu, DIRECTION=direction, num_warps=WARPS,
             )  # fmt: skip
+    clear_unvisited(order, out)
     return out
 
 
-def route_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool) -> Tensor:
+def route_conv_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool
+) -> Tensor:
     """u (B, L, K, D) of x's dtype; x (B, L, Kx, D), weight (K, D, W), bias (K, D) or None, order as in `routed_scan_forward`."""
     return _convolve(unit_rows(x), weight.contiguous(), bias, unit_rows(order), silu, -1)
 

@@ -1,4 +1,10 @@
-"""What the launchers share: strides, buffers, the current device. Legend: B batch, L positions, K routes, D channels, T steps."""
+"""What the launchers share: strides, output buffers, the current device.
+
+Legend: B batch, L positions, K routes, D channels, T steps, width elements of one route at one position.
+An output in image order is complete where a table is a permutation; whether it is, only the device knows. Zeroing every output first would
+cost a quarter of the memory traffic of a scan with N = 1, so large outputs are left uninitialised and the positions that no step visited are
+zeroed afterwards: B K L bytes of marks to read and, usually, nothing to write.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,44 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import overload
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-__all__ = ["image_buffer", "on_device", "row_strides", "table_strides", "unit_rows"]
+from .common import SIZES
+
+__all__ = ["clear_unvisited", "image_buffer", "on_device", "row_strides", "table_strides", "unit_rows"]
+
+# Elements from which an output is worth the two further launches; smaller ones are zeroed at once.
+LARGE = 1 << 18
+BLOCK_L, BLOCK_WIDTH = 64, 64
+
+
+@triton.jit(do_not_specialize=SIZES)
+def mark_kernel(order, visited, L, T, routes, order_b, order_k, BL: tl.constexpr):
+    """visited[b, k, order[b, k, t]] = 1. Grid (tables x routes, blocks of steps)."""
+    table = (tl.program_id(0) // routes).to(tl.int64)
+    k = (tl.program_id(0) % routes).to(tl.int64)
+    t = tl.program_id(1) * BL + tl.arange(0, BL)
+    position = tl.load(order + table * order_b + k * order_k + t, mask=t < T, other=-1)
+    tl.store(visited + (table * routes + k) * L + position, 1, mask=position >= 0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def clear_kernel(x, visited, L, routes, width, visited_b, BL: tl.constexpr, BW: tl.constexpr):
+    """x (B, L, K, width) = 0 where not visited. Grid (B x K, blocks of positions)."""
+    b = (tl.program_id(0) // routes).to(tl.int64)
+    k = (tl.program_id(0) % routes).to(tl.int64)
+    position = tl.program_id(1) * BL + tl.arange(0, BL)
+    mark = tl.load(visited + b * visited_b + k * L + position, mask=position < L, other=1)
+    if tl.min(mark.to(tl.int32), axis=0) == 0:
+        rows = ((b * L + position) * routes + k) * width
+        for start in range(0, width, BW):
+            offset = start + tl.arange(0, BW)
+            missing = (mark == 0)[:, None] & (offset < width)[None, :]
+            tl.store(
+                x + rows[:, None] + offset[None, :], tl.zeros((BL, BW), x.dtype.element_ty), mask=missing
+            )
 
 
 @overload
@@ -37,10 +78,31 @@ def table_strides(order: Tensor | None) -> tuple[int, int]:
     return 0 if order.dim() == 2 else order.stride(0), order.stride(-2)
 
 
-def image_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, order: Tensor | None) -> Tensor:
-    """An output in image order: zeros where a table may miss positions (which only the device knows), else uninitialised."""
-    make = torch.empty if order is None else torch.zeros
-    return make(shape, dtype=dtype, device=device)
+def image_buffer(
+    shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, order: Tensor | None, copies: int = 1
+) -> Tensor:
+    """An output (B, L, K, ...) for `clear_unvisited` once the kernels have written it, or (copies, B, L, K, ...) whose sum is one."""
+    x = torch.empty(shape if copies == 1 else (copies, *shape), dtype=dtype, device=like.device)
+    return x if order is None or x.numel() >= LARGE * copies else x.zero_()
+
+
+def clear_unvisited(order: Tensor | None, *buffers: Tensor) -> None:
+    """Zeroes the positions of (B, L, K, ...) buffers to which their route never came, where they are not zero already."""
+    large = [x for x in buffers if x.numel() >= LARGE]
+    if order is None or not large:
+        return
+    batch, length, routes = large[0].shape[:3]
+    tables, steps = order.shape[0] if order.dim() == 3 else 1, order.shape[-1]
+    visited = torch.zeros((tables, routes, length), dtype=torch.int8, device=order.device)
+    with on_device(visited):
+        mark_kernel[tables * routes, triton.cdiv(steps, BLOCK_L)](
+            order, visited, length, steps, routes, *table_strides(order), BL=BLOCK_L, num_warps=1
+        )
+        for x in large:
+            clear_kernel[batch * routes, triton.cdiv(length, BLOCK_L)](
+                x, visited, length, routes, x.numel() // (batch * length * routes), 0 if tables == 1 else routes * length,
+                BL=BLOCK_L, BW=BLOCK_WIDTH, num_warps=1,
+            )  # fmt: skip
 
 
 def on_device(x: Tensor) -> AbstractContextManager:

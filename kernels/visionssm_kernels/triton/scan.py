@@ -11,15 +11,22 @@ import triton
 from torch import Tensor
 
 from . import CHUNK
-from .memory import image_buffer, on_device, row_strides, table_strides, unit_rows
+from .memory import clear_unvisited, image_buffer, on_device, row_strides, table_strides, unit_rows
 from .scan_backward import chunk_carry_kernel, scan_backward_kernel
 from .scan_forward import chunk_pass_kernel, chunk_state_kernel, scan_forward_kernel
 
 __all__ = ["BACKWARD", "FORWARD", "routed_scan_backward", "routed_scan_forward"]
 
-# N: (channels of a block, steps loaded together). The largest that fit in registers on sm_80 and sm_90 without spilling (see the compile test).
-FORWARD = {1: (32, 8), 2: (32, 8), 4: (32, 8), 8: (32, 4), 16: (16, 4), 32: (16, 2), 64: (8, 2)}
-BACKWARD = {1: (32, 4), 2: (32, 4), 4: (32, 4), 8: (32, 2), 16: (16, 2), 32: (8, 2), 64: (8, 1)}
+# N: (channels of a block, steps loaded together, register limit). Chosen ahead of time, on what the compiler reports for sm_80 and sm_90: the
+# largest that do not spill (the compile test holds them to it). The limit keeps ptxas from spilling for the sake of occupancy.
+FORWARD = {
+    1: (32, 8, None), 2: (32, 8, None), 4: (32, 8, None), 8: (32, 4, None),
+    16: (16, 4, 255), 32: (16, 2, 255), 64: (8, 2, 255),
+}  # fmt: skip
+BACKWARD = {
+    1: (32, 4, None), 2: (32, 4, None), 4: (32, 4, None), 8: (32, 2, 255),
+    16: (16, 2, 255), 32: (8, 2, 255), 64: (8, 1, 255),
+}  # fmt: skip
 
 # Fewer one-warp programs than this leave a large GPU's schedulers idle (132 x 4 on an H200): then chunks run in parallel, at the price of
 # computing every step about twice. Below a few chunks there is nothing to gain.
@@ -51,19 +58,22 @@ def routed_scan_forward(
     (batch, length, routes, dim), d_state = delta.shape, A.shape[-1]
     steps = length if order is None else order.shape[-1]
     chunks = triton.cdiv(steps, CHUNK)
-    block, group = FORWARD[d_state]
+    block, group, limit = FORWARD[d_state]
     grid = batch * routes * triton.cdiv(dim, block)
     split = _split(grid, chunks)
     floats = {"dtype": torch.float32, "device": u.device}
     nothing = torch.empty(0, **floats)
 
-    y = image_buffer((batch, length, routes, dim), u.dtype, u.device, order)
+    y = image_buffer((batch, length, routes, dim), u.dtype, u, order)
     shape = (batch, length, routes, dim, d_state)
-    states = image_buffer(shape, torch.float32, u.device, order) if save_states else None
-    checkpoints = torch.empty((batch, routes, chunks, dim, d_state), **floats) if save_checkpoints or split else None
+    states = image_buffer(shape, torch.float32, u, order) if save_states else None
+    checkpoints = (
+        torch.empty((batch, routes, chunks, dim, d_state), **floats) if save_checkpoints or split else None
+    )
     if y.numel() and steps:
         u_strides, delta_strides, B_strides, C_strides = (row_strides(x, routes) for x in (u, delta, B, C))
-        fixed = {"N": d_state, "BD": block, "U": group, "CHUNK": CHUNK, "SOFTPLUS": softplus, "num_warps": 1}
+        fixed = {"N": d_state, "BD": block, "U": group, "CHUNK": CHUNK, "SOFTPLUS": softplus}
+        fixed |= {"num_warps": 1, "maxnreg": limit}
         with on_device(u):
             if split:
                 dt_sums = torch.empty((batch, routes, chunks, dim), **floats)
@@ -72,7 +82,16 @@ def routed_scan_forward(
                     *u_strides, *delta_strides, *B_strides, *table_strides(order), **fixed,
                 )  # fmt: skip
                 chunk_pass_kernel[grid,](
-                    A, checkpoints, dt_sums, dim, routes, chunks, N=d_state, BD=block, REVERSE=False, num_warps=1
+                    A,
+                    checkpoints,
+                    dt_sums,
+                    dim,
+                    routes,
+                    chunks,
+                    N=d_state,
+                    BD=block,
+                    REVERSE=False,
+                    num_warps=1,
                 )
             scan_forward_kernel[grid, chunks if split else 1](
                 u, delta, A, B, C, D, bias, order, y, checkpoints, states, length, steps, dim, routes, chunks,
@@ -80,6 +99,7 @@ def routed_scan_forward(
             )  # fmt: skip
     elif checkpoints is not None:
         checkpoints.zero_()
+    clear_unvisited(order, y, *(() if states is None else (states,)))
     if merge == "sum":
         y = y.sum(2) if routes > 1 else y.squeeze(2)
     return y, checkpoints if save_checkpoints else nothing, nothing if states is None else states
@@ -97,15 +117,15 @@ def routed_scan_backward(
     if not (delta.numel() and steps):
         return tuple(x if x is None else torch.zeros_like(x) for x in (u, delta, A, B, C, D, bias))
     chunks = triton.cdiv(steps, CHUNK)
-    block, group = BACKWARD[d_state]
+    block, group, limit = BACKWARD[d_state]
     blocks = triton.cdiv(dim, block)
     grid = batch * routes * blocks
     parts = chunks if _split(grid, chunks) else 1
     floats = {"dtype": torch.float32, "device": u.device}
 
-    du = image_buffer((batch, length, routes, dim), u.dtype, u.device, order)
-    ddelta = image_buffer((batch, length, routes, dim), delta.dtype, u.device, order)
-    dBC = image_buffer((blocks, batch, length, routes, 2, d_state), torch.float32, u.device, order)
+    du = image_buffer((batch, length, routes, dim), u.dtype, u, order)
+    ddelta = image_buffer((batch, length, routes, dim), delta.dtype, u, order)
+    dBC = image_buffer((batch, length, routes, 2, d_state), torch.float32, u, order, copies=blocks)
     dA = torch.empty((batch, routes, parts, dim, d_state), **floats)
     dD, dbias = (None if x is None else torch.empty((batch, routes, parts, dim), **floats) for x in (D, bias))
     parked = torch.empty((parts, grid, CHUNK // group, d_state, block), **floats)
@@ -113,7 +133,8 @@ def routed_scan_backward(
     grad_strides, u_strides, delta_strides, B_strides, C_strides = (
         row_strides(x, routes if x is not grad_y or merge == "none" else -1) for x in (grad_y, u, delta, B, C)
     )
-    fixed = {"N": d_state, "BD": block, "U": group, "CHUNK": CHUNK, "SOFTPLUS": softplus, "num_warps": 1}
+    fixed = {"N": d_state, "BD": block, "U": group, "CHUNK": CHUNK, "SOFTPLUS": softplus}
+    fixed |= {"num_warps": 1, "maxnreg": limit}
     with on_device(u):
         if parts > 1:
             carries = torch.empty((batch, routes, chunks, dim, d_state), **floats)
@@ -131,9 +152,11 @@ def routed_scan_backward(
             *grad_strides, *u_strides, *delta_strides, *B_strides, *C_strides, *table_strides(order),
             STAGES=fold_stages(d_state, block), **fixed,
         )  # fmt: skip
+    dBC = dBC.sum(0) if blocks > 1 else dBC
+    clear_unvisited(order, du, ddelta, dBC)
     if u.shape[2] != routes:
         du = du.sum(2, keepdim=True)
-    dB, dC = dBC.sum(0).unbind(-2)
+    dB, dC = dBC.unbind(-2)
     return (
         du, ddelta, dA.sum((0, 2)), dB.to(B.dtype), dC.to(C.dtype),
         None if dD is None else dD.sum((0, 2)), None if dbias is None else dbias.sum((0, 2)),

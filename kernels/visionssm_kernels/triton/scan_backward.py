@@ -17,7 +17,7 @@ Cost per step and channel: 2 N exponentials; u, delta and B are read twice (the 
 import triton
 import triton.language as tl
 
-from .common import LOG2_E, advance, load_channels, load_positions, load_rows, sigmoid, step_sizes
+from .common import LOG2_E, SIZES, advance, load_channels, load_positions, load_rows, sigmoid, step_sizes
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def fold_offsets(N: tl.constexpr, STAGES: tl.constexpr):
     return lane * ((2 * N) >> STAGES) + tl.arange(0, (2 * N) >> STAGES)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scan_backward_kernel(
     grad_y, grad_states, u, delta, A, B, C, D, bias, order, checkpoints, carries, parked,
     du, ddelta, dA, dBC, dD, dbias,
@@ -104,7 +104,9 @@ def scan_backward_kernel(
     if carries is not None:
         first = part
         last = part + 1
-        carry = tl.load(carries + (chunk0 + last) * dim * N + tile, mask=tile_inside & (last < chunks), other=0.0)
+        carry = tl.load(
+            carries + (chunk0 + last) * dim * N + tile, mask=tile_inside & (last < chunks), other=0.0
+        )
     for reverse_c in range(last - first):
         c = last - 1 - reverse_c
         start = c * CHUNK
@@ -160,7 +162,9 @@ def scan_backward_kernel(
                 place = positions[i] * routes * dim + d
                 tl.store(du + place, du_row.to(du.dtype.element_ty), mask=inside & visited)
                 tl.store(ddelta + place, ddelta_row.to(ddelta.dtype.element_ty), mask=inside & visited)
-                sums = fold_channels(g * (dts[i] * u_row)[None, :], states[i + 1] * grad[None, :], N, BD, STAGES)
+                sums = fold_channels(
+                    g * (dts[i] * u_row)[None, :], states[i + 1] * grad[None, :], N, BD, STAGES
+                )
                 tl.store(dBC + positions[i] * routes * 2 * N + folded, sums, mask=(folded >= 0) & visited)
         tl.debug_barrier()
 
@@ -172,7 +176,7 @@ def scan_backward_kernel(
         tl.store(dbias + out + d, dbias_row, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def chunk_carry_kernel(
     grad_y, grad_states, delta, A, C, bias, order, carries, dt_sums,
     L, T, dim, routes, chunks,

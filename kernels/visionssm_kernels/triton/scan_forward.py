@@ -16,10 +16,10 @@ zero start, a pass over chunks (the decay of a chunk needs only the sum of its d
 import triton
 import triton.language as tl
 
-from .common import LOG2_E, advance, load_channels, load_positions, load_rows, step_sizes
+from .common import LOG2_E, SIZES, advance, load_channels, load_positions, load_rows, step_sizes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scan_forward_kernel(
     u, delta, A, B, C, D, bias, order, y, checkpoints, states,
     L, T, dim, routes, chunks,
@@ -55,7 +55,9 @@ def scan_forward_kernel(
     if SPLIT:
         first = tl.program_id(1)
         last = first + 1
-        h = tl.load(checkpoints + (chunk0 + first - 1) * dim * N + tile, mask=tile_inside & (first > 0), other=0.0)
+        h = tl.load(
+            checkpoints + (chunk0 + first - 1) * dim * N + tile, mask=tile_inside & (first > 0), other=0.0
+        )
 
     for c in range(first, last):
         for t in range(c * CHUNK, tl.minimum((c + 1) * CHUNK, T), U):
@@ -69,7 +71,9 @@ def scan_forward_kernel(
                 h = advance(h, tl.exp2(decay_rate * dts[i][None, :]), dts[i], us[i], Bs[i])
                 out = tl.sum(h * Cs[i].to(tl.float32), axis=0) + skip * us[i].to(tl.float32)
                 visited = positions[i] >= 0
-                tl.store(y + positions[i] * routes * dim + d, out.to(y.dtype.element_ty), mask=inside & visited)
+                tl.store(
+                    y + positions[i] * routes * dim + d, out.to(y.dtype.element_ty), mask=inside & visited
+                )
                 if states is not None:
                     place = ((b * L + positions[i]) * routes + k) * dim * N
                     tl.store(states + place + tile, h, mask=tile_inside & visited)
@@ -77,7 +81,7 @@ def scan_forward_kernel(
             tl.store(checkpoints + (chunk0 + c) * dim * N + tile, h, mask=tile_inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def chunk_state_kernel(
     u, delta, A, B, bias, order, checkpoints, dt_sums,
     T, dim, routes, chunks,
@@ -120,7 +124,7 @@ def chunk_state_kernel(
     tl.store(dt_sums + place + d, dt_sum, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def chunk_pass_kernel(
     A, carried, dt_sums, dim, routes, chunks,
     N: tl.constexpr, BD: tl.constexpr, REVERSE: tl.constexpr,
@@ -140,5 +144,7 @@ def chunk_pass_kernel(
         c = chunks - 1 - i if REVERSE else i
         place = (bk * chunks + c) * dim
         dt_sum = tl.load(dt_sums + place + d, mask=inside, other=0.0)
-        h = tl.exp2(decay_rate * dt_sum[None, :]) * h + tl.load(carried + place * N + tile, mask=tile_inside, other=0.0)
+        h = tl.exp2(decay_rate * dt_sum[None, :]) * h + tl.load(
+            carried + place * N + tile, mask=tile_inside, other=0.0
+        )
         tl.store(carried + place * N + tile, h, mask=tile_inside)

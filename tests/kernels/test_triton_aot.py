@@ -1,0 +1,77 @@
+"""The Triton kernels compiled ahead of time, without a GPU, exactly as the launchers launch them: no spill, registers under a cap.
+
+What the interpreter runs need not compile, and what compiles need not be right: `test_triton_interpreter.py` is the other half.
+`python tests/kernels/triton_compile.py` prints the table of resources.
+"""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs Triton, whose wheels are for Linux")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
+
+from tests.kernels.triton_compile import CUOBJDUMP, Launch, compile_launch, conv_launches, scan_launches
+
+pytestmark = pytest.mark.skipif(not CUOBJDUMP.exists(), reason="this Triton comes without NVIDIA's tools")
+
+# Registers per thread of the two scan kernels: 65536 / (32 registers) warps fit on a multiprocessor. float32 at N = 64 is the worst case.
+FORWARD_CAP = {1: 96, 4: 128, 16: 192, 64: 216}
+BACKWARD_CAP = {1: 96, 4: 192, 16: 248, 64: 255}
+VARIANTS = {
+    "no table": {"table": False},
+    "states": {"states": True},
+    "parallel chunks": {"parallel": True, "states": True},
+    "marks": {"large": True, "states": True},
+    "unaligned": {"aligned": False},
+}
+
+
+def check(launches: list[Launch], capability: int, cap: int) -> None:
+    assert launches
+    for launch in launches:
+        found = compile_launch(launch, capability)
+        print(f"{launch.kernel.__name__} sm_{capability} {found}")
+        assert found.stack == 0, launch.kernel.__name__
+        assert found.registers <= cap, launch.kernel.__name__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("d_state", [1, 4, 16, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_scan(backward: bool, dtype: torch.dtype, d_state: int, capability: int) -> None:
+    cap = (BACKWARD_CAP if backward else FORWARD_CAP)[d_state]
+    check(scan_launches(dtype, d_state, backward=backward), capability, cap)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("dtype", "d_state"), [(torch.float16, 1), (torch.bfloat16, 16)], ids=str)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_variants(backward: bool, dtype: torch.dtype, d_state: int, variant: str) -> None:
+    launches = scan_launches(dtype, d_state, backward=backward, **VARIANTS[variant])
+    assert len(launches) == {"parallel chunks": 3, "marks": (1 + 1 + (2 if not backward else 3))}.get(
+        variant, 1
+    )
+    check(launches, 90, 255)
+
+
+@pytest.mark.parametrize("taps", [3, 8])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_conv(backward: bool, taps: int) -> None:
+    check(conv_launches(torch.bfloat16, taps, backward=backward), 80, 168)
+
+
+def test_every_state_size_has_a_configuration() -> None:
+    from visionssm_kernels.triton import CHUNK, STATE_SIZES
+    from visionssm_kernels.triton.scan import BACKWARD, FORWARD
+
+    for table in (FORWARD, BACKWARD):
+        assert tuple(table) == STATE_SIZES
+        for block, group, _ in table.values():
+            assert CHUNK % group == 0  # groups tile a chunk
+            assert block in (8, 16, 32)  # one warp

@@ -1,0 +1,197 @@
+"""Compile what the launchers launch, ahead of time and without a GPU, and read the resources. Run as a script it prints the table.
+
+The launchers run on small CPU tensors with every kernel replaced by a recorder; the recorded arguments are typed and specialised as Triton's
+launch would, compiled for a compute capability, and read with the `cuobjdump` of Triton's wheel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+_NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int8: "i8",
+}
+_OPTIONS = ("num_warps", "maxnreg")
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and what a launcher gave it."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Per thread: registers, and bytes of stack (which is where spills go). Per program: bytes of shared memory."""
+
+    registers: int
+    stack: int
+    shared: int
+
+
+class _Recorder:
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def record(*args: Any, **kwargs: Any) -> None:
+            options = {key: kwargs.pop(key) for key in _OPTIONS if key in kwargs}
+            bound = self.kernel.signature.bind(*args, **kwargs)  # a TypeError if launcher and kernel disagree
+            self.launches.append(Launch(self.kernel, grid, dict(bound.arguments), options))
+
+        return record
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Within the block, launches are recorded and not run."""
+    from visionssm_kernels.triton import conv, memory, scan
+
+    launches: list[Launch] = []
+    replaced = []
+    for module in (conv, memory, scan):
+        for name, value in list(vars(module).items()):
+            if name.endswith("_kernel"):
+                replaced.append((module, name, value))
+                setattr(module, name, _Recorder(value, launches))
+    try:
+        yield launches
+    finally:
+        for module, name, value in replaced:
+            setattr(module, name, value)
+
+
+def compile_launch(launch: Launch, capability: int) -> Resources:
+    """Compiles to machine code for sm_`capability`."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], list] = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        specialised = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
+            continue
+        if isinstance(value, Tensor):
+            signature[parameter.name] = "*" + _NAMES[value.dtype]
+            aligned = value.data_ptr() % 16 == 0
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            aligned = value % 16 == 0
+        if specialised and aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    options = {key: value for key, value in launch.options.items() if value is not None}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(CUOBJDUMP), "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, shared = (
+        int(re.search(rf"{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK", "SHARED")
+    )
+    return Resources(registers, stack, shared)
+
+
+def scan_launches(
+    dtype: torch.dtype,
+    d_state: int,
+    *,
+    backward: bool,
+    parallel: bool = False,
+    states: bool = False,
+    table: bool = True,
+    aligned: bool = True,
+    large: bool = False,
+) -> list[Launch]:
+    """What a routed scan of two routes launches. Not `aligned`: B and C lie side by side behind an odd column; `large`: with marks."""
+    from tests.kernels.triton_cases import changed
+    from visionssm_kernels.triton import memory, scan
+
+    batch, length, routes, dim = 2, 40, 2, 32
+    u = torch.zeros(batch, length, 1, dim, dtype=dtype)
+    delta = torch.zeros(batch, length, routes, dim, dtype=dtype)
+    packed = torch.zeros(batch, length, routes, 2 * d_state + 1, dtype=dtype)
+    B, C = packed[..., 1 : d_state + 1], packed[..., d_state + 1 :]
+    if aligned:
+        B, C = B.contiguous(), C.contiguous()
+    A, D = torch.zeros(routes, dim, d_state), torch.zeros(routes, dim)
+    order = torch.zeros(routes, length, dtype=torch.int32) if table else None
+    inputs = (u, delta, A, B, C, D, D, order, True, "sum")
+    settings = {(scan, "SPLIT_BELOW"): 1 << 30 if parallel else 0, (scan, "SPLIT_CHUNKS"): 1}
+    with changed(settings | ({(memory, "LARGE"): 0} if large else {})), recording() as launches:
+        if backward:
+            checkpoints = torch.zeros(batch, routes, 2, dim, d_state)
+            grad_states = torch.zeros(batch, length, routes, dim, d_state) if states else None
+            scan.routed_scan_backward(u[:, :, 0], grad_states, *inputs, checkpoints)
+        else:
+            scan.routed_scan_forward(*inputs, True, states)
+    return launches
+
+
+def conv_launches(dtype: torch.dtype, taps: int, *, backward: bool) -> list[Launch]:
+    """What a convolution of two routes launches."""
+    from visionssm_kernels.triton import conv
+
+    x = torch.zeros(2, 40, 2, 64, dtype=dtype)
+    weight, bias = torch.zeros(2, 64, taps), torch.zeros(2, 64)
+    order = torch.zeros(2, 40, dtype=torch.int32)
+    with recording() as launches:
+        if backward:
+            conv.route_conv_backward(x, x, weight, bias, order, True)
+        else:
+            conv.route_conv_forward(x, weight, bias, order, True)
+    return launches
+
+
+def main() -> None:
+    """The table of the scan kernels over dtypes, state sizes and compute capabilities."""
+    print("kernel dtype N sm registers stack shared")
+    for backward in (False, True):
+        for dtype in (torch.bfloat16, torch.float32):
+            for d_state in (1, 2, 4, 8, 16, 32, 64):
+                for capability in (80, 90):
+                    for launch in scan_launches(dtype, d_state, backward=backward):
+                        found = compile_launch(launch, capability)
+                        name = launch.kernel.__name__.removesuffix("_kernel")
+                        row = (
+                            name,
+                            _NAMES[dtype],
+                            d_state,
+                            capability,
+                            found.registers,
+                            found.stack,
+                            found.shared,
+                        )
+                        print(*row, flush=True)
+
+
+if __name__ == "__main__":
+    root = Path(__file__).parents[2]
+    sys.path[:0] = [str(root), str(root / "kernels")]
+    main()
