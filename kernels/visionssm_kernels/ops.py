@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from . import chunked, reference
 from .backends import module_of, resolve, warn_if_slow
+from .composite import Composite
 
 __all__ = ["route_conv", "routed_scan", "selective_scan"]
 
+_PLAIN_TORCH = {"chunked": chunked, "reference": reference}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -84,16 +87,20 @@ def routed_scan(
         TypeError, ValueError: naming the argument that does not fit.
         RuntimeError: the backend that was asked for cannot run, with the reason.
     """
+    if torch.jit.is_tracing():  # sizes are not numbers there; the operator chooses when it runs
+        y, _, states = torch.ops.visionssm.routed_scan(
+            u, delta, _single(A), B, C, _single(D), _single(bias), order, softplus, merge, False, return_states, backend
+        )
+        return (y, states) if return_states else y
     K, order = _check_scan(u, delta, A, B, C, D, bias, order, merge)
     A, D, bias = _single(A), _single(D), _single(bias)
     device, d_state = str(u.device), A.shape[-1]
     name = resolve(backend, device, _widest(u, delta, B, C, A), d_state)
-    module = module_of(name)
-    if name in ("chunked", "reference"):
+    if name in _PLAIN_TORCH:
         steps = u.shape[1] if order is None else order.shape[-1]
         if not torch.compiler.is_compiling():
             warn_if_slow(name, backend, u.shape[0] * K * steps * A[0].numel(), device, u.dtype, d_state)
-        y, states = module.routed_scan(u, delta, A, B, C, D, bias, order, softplus, merge, return_states)
+        y, states = _PLAIN_TORCH[name].routed_scan(u, delta, A, B, C, D, bias, order, softplus, merge, return_states)
     else:
         needs_grad = torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in (u, delta, A, B, C, D, bias)
@@ -215,6 +222,8 @@ def route_conv(
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
+    if torch.jit.is_tracing():
+        return torch.ops.visionssm.route_conv(x, _single(weight), _single(bias), order, silu, backend)
     _check_floats(x=x, weight=weight, bias=bias)
     _require(weight.dim() == 3, f"weight must be (K, D, W), got {tuple(weight.shape)}")
     K, channels, _ = weight.shape
@@ -224,8 +233,8 @@ def route_conv(
     order = _check_order(order, x.shape[0], x.shape[1], K, x.device)
     weight, bias = _single(weight), _single(bias)
     name = resolve(backend, str(x.device), _widest(x, weight), 1)
-    if name in ("chunked", "reference"):
-        return module_of(name).route_conv(x, weight, bias, order, silu)
+    if name in _PLAIN_TORCH:
+        return _PLAIN_TORCH[name].route_conv(x, weight, bias, order, silu)
     return torch.ops.visionssm.route_conv(x, weight, bias, order, silu, name)
 
 
@@ -304,7 +313,7 @@ def _check_order(order: Tensor | None, batch: int, positions: int, K: int, devic
     )
     _require(fits, f"order must be ({K}, T) or ({batch}, {K}, T), got {tuple(order.shape)}")
     _require(order.device == device, f"order is on {order.device} but u is on {device}")
-    if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    if not torch.compiler.is_compiling():
         _check_order_range(order, positions)
     return order.to(torch.int32)
 
@@ -332,7 +341,8 @@ def _empty(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _kernels(name: str, x: Tensor, d_state: int) -> Any:
-    return module_of(resolve(name, str(x.device), x.dtype, d_state))
+    name = resolve(name, str(x.device), x.dtype, d_state)
+    return Composite(_PLAIN_TORCH[name]) if name in _PLAIN_TORCH else module_of(name)
 
 
 @torch.library.custom_op("visionssm::routed_scan", mutates_args=())
@@ -364,8 +374,8 @@ def _(u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save
     steps = positions if order is None else order.shape[-1]
     y = u.new_empty((batch, positions, channels) if merge == "sum" else (batch, positions, K, channels))
     checkpoints, states = _empty(A), _empty(A)
-    if save_checkpoints:
-        chunk = _kernels(backend, u, N).CHUNK
+    chunk = _kernels(backend, u, N).CHUNK
+    if save_checkpoints and chunk is not None:
         checkpoints = A.new_empty(batch, K, (steps + chunk - 1) // chunk, channels, N, dtype=torch.float32)
     if save_states:
         states = A.new_empty(batch, positions, K, channels, N, dtype=torch.float32)
@@ -420,7 +430,8 @@ def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_state
     if grad_y is None:
         shape = (*u.shape[:2], u.shape[3]) if merge == "sum" else (*u.shape[:2], *A.shape[:2])
         grad_y = u.new_zeros(shape)
-    if checkpoints.dim() == 1:  # the forward ran without keeping them: run it again
+    if checkpoints.dim() == 1 and _kernels(backend, u, A.shape[-1]).CHUNK is not None:
+        # the forward ran without keeping them: run it again
         _, checkpoints, _ = torch.ops.visionssm.routed_scan(
             u, delta, A, B, C, D, bias, order, softplus, merge, True, False, backend
         )
