@@ -39,6 +39,12 @@ def test_extras_and_licence() -> None:
     assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()[:200]
 
 
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    assert re.search(r"^    make test +#", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert re.search(r"^make test ", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert "run: bash .ci/run\n" in (ROOT / ".github/workflows/ci.yml").read_text()
+
+
 def test_constraints_pin_every_requirement() -> None:
     """Every requirement of every extra is pinned, so CI cannot change by itself."""
     pins = re.findall(r"^([a-z0-9.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
