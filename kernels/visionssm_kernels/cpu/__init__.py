@@ -5,18 +5,22 @@ Legend: B batch, L image positions, D channels, N state, K routes, Ku 1 or K, T 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from .conv import ConvJob, conv_backward, conv_forward
-from .rows import refer
-from .scan import CHUNK, BackwardJob, ForwardJob, Problem, backward, forward, reduce
+from .conv import ConvJob, convolve
+from .rows import NOTHING, Rows, refer
+from .scan import CHUNK, PIECE, BackwardJob, ForwardJob, Problem, backward, forward, reduce
 from .simd import HAS_HALF, LANES
 from .threads import run_tasks
 
 __all__ = [
     "CHUNK", "route_conv_backward", "route_conv_forward", "routed_scan_backward", "routed_scan_forward", "warmup", "why_not"
 ]  # fmt: skip
+
+_WIDTHS = (4, 3, 2, 1)
 
 
 def why_not(device: torch.device, dtype: torch.dtype, d_state: int) -> str | None:
@@ -42,23 +46,53 @@ def _data(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _width(batch: int, channels: int, tasks_per_block: int) -> int:
-    """Vectors per task: wide rows use memory best, but leave enough tasks for the threads of a large machine."""
-    for width in (4, 2):
-        if batch * tasks_per_block * -(-channels // (width * LANES)) >= 16:
-            return width
-    return 1
+class Plan(NamedTuple):
+    """How the work is cut: vectors of channels per task, blocks of channels, whether every route is a task of its own."""
+
+    width: int
+    blocks: int
+    split: bool
+    tasks: int
+
+
+def _plan(batch: int, channels: int, routes: int, *, adding: bool, threads: int | None = None) -> Plan:
+    """The widest tasks (whole cache lines, fewest partial sums) that keep the threads busy.
+
+    Args:
+        batch, channels, routes: of the problem.
+        adding: the routes add up to one output, so splitting them costs a buffer.
+        threads: to cut the width for; None where it decides how sums are grouped, and so must depend on shapes alone.
+    """
+    vectors, available = -(-channels // LANES), torch.get_num_threads()
+
+    def busy(width: int, split: bool, threads: int) -> float:
+        tasks = batch * -(-vectors // width) * (routes if split else 1)
+        if tasks == 0:
+            return 1.0
+        return batch * vectors * (routes if split else 1) / (-(-tasks // threads) * threads * width)
+
+    def best(split: bool) -> int:
+        count = threads or 2
+        return next((w for w in _WIDTHS if busy(w, split, count) > 0.85), max(_WIDTHS, key=lambda w: busy(w, split, count)))
+
+    width = best(split=not adding)
+    split = not adding or routes == 1
+    if not split and busy(width, False, available) < 0.6:
+        split = True
+        width = width if threads is None else best(split=True)
+    blocks = -(-vectors // width)
+    return Plan(width, blocks, split, batch * blocks * (routes if split else 1))
 
 
 def _sum_parts(parts: Tensor) -> Tensor:
     """Sum over the first dimension in a fixed order, whatever the number of threads."""
-    if parts.shape[0] == 1 or parts.numel() == 0:
-        return parts[0] if parts.shape[0] else parts.sum(0)
+    if parts.shape[0] == 0:
+        return parts.sum(0)
+    if parts.shape[0] == 1:
+        return parts[0]
     total = torch.empty_like(parts[0])
-    count = total.numel()
-    run_tasks(
-        reduce, lambda counter: (parts.data_ptr(), total.data_ptr(), count, parts.shape[0], counter), -(-count // 4096)
-    )
+    count, pieces = total.numel(), -(-total.numel() // PIECE)
+    run_tasks(reduce, lambda counter: (parts.data_ptr(), total.data_ptr(), count, parts.shape[0], counter), pieces)
     return total
 
 
@@ -70,17 +104,25 @@ def _table(order: Tensor | None) -> tuple[int, int, int, int]:
 
 
 def _problem(
-    A: Tensor, D: Tensor | None, bias: Tensor | None, order: Tensor | None, shape: tuple[int, int, int], softplus: bool,
-    counter: int,
+    plan: Plan, batch: int, positions: int, A: Tensor, D: Tensor | None, bias: Tensor | None, order: Tensor | None,
+    softplus: bool, counter: int,
 ) -> Problem:  # fmt: skip
-    batch, positions, split_routes = shape
     K, channels, N = A.shape
     steps = positions if order is None else order.shape[-1]
-    width = _width(batch, channels, split_routes)
     return Problem(
         batch, positions, channels, N, K, steps, int(softplus), _data(A), _data(D), _data(bias), *_table(order),
-        width, -(-channels // (width * LANES)), int(split_routes == K), counter,
+        plan.width, plan.blocks, int(plan.split), counter,
     )  # fmt: skip
+
+
+def _sink(shape: tuple[int, int, int, int], plan: Plan, adding: bool, dtype: torch.dtype) -> tuple[Tensor, Rows]:
+    """An output (B, L, K, D), or the sum over its routes: float32, (1 or K, B, L, D) for a split that is summed later."""
+    batch, positions, routes, channels = shape
+    if not adding:
+        out = torch.empty(shape, dtype=dtype)
+        return out, refer(out)
+    parts = torch.empty(routes if plan.split else 1, batch, positions, channels)
+    return parts, refer(parts.permute(1, 2, 0, 3), shared=not plan.split)
 
 
 def routed_scan_forward(
@@ -93,27 +135,22 @@ def routed_scan_forward(
     assert A is not None
     (batch, positions), (K, channels, N) = u.shape[:2], A.shape
     steps = positions if order is None else order.shape[-1]
-    merged = merge == "sum" and K > 1
-    if merged:
-        y = torch.empty(batch, positions, 1, channels)
-    else:
-        y = torch.empty(batch, positions, K, channels, dtype=u.dtype)
+    adding = merge == "sum" and K > 1
+    plan = _plan(batch, channels, K, adding=adding, threads=torch.get_num_threads())
+    y, sink = _sink((batch, positions, K, channels), plan, adding, u.dtype)
     checkpoints = torch.empty(batch, K, -(-steps // CHUNK), channels, N) if save_checkpoints else torch.empty(0)
     states = torch.empty(batch, positions, K, channels, N) if save_states else torch.empty(0)
 
     def arguments(counter: int) -> tuple[ForwardJob, int | None]:
-        shape = (batch, positions, 1 if merged else K)
-        problem = _problem(A, D, bias, order, shape, softplus, counter)
         job = ForwardJob(
-            problem, refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), refer(y, shared=merged),
-            _data(checkpoints) if save_checkpoints else 0,
+            _problem(plan, batch, positions, A, D, bias, order, softplus, counter),
+            refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), sink, _data(checkpoints),
         )  # fmt: skip
         return job, _data(states) if save_states else None
 
-    if y.numel() > 0:
-        blocks = -(-channels // LANES)
-        run_tasks(forward, arguments, batch * blocks * (1 if merged else K))
-    y = y.to(u.dtype)
+    run_tasks(forward, arguments, plan.tasks)
+    if adding:
+        return _sum_parts(y).to(u.dtype), checkpoints, states
     return (y.squeeze(2) if merge == "sum" else y), checkpoints, states
 
 
@@ -127,52 +164,31 @@ def routed_scan_backward(
     A_, D_, bias_ = _float(A), _float(D), _float(bias)
     assert A_ is not None
     (batch, positions), (K, channels, N) = u.shape[:2], A.shape
-    shared = u.shape[2] == 1 and K > 1
-    du = torch.empty(u.shape, dtype=torch.float32 if shared else u.dtype)
+    adding = u.shape[2] == 1 and K > 1
+    plan = _plan(batch, channels, K, adding=adding)
+    du, du_sink = _sink((batch, positions, K, channels), plan, adding, u.dtype)
     ddelta = torch.empty(delta.shape, dtype=delta.dtype)
-    split_routes = 1 if shared else K
-    width = _width(batch, channels, split_routes)
-    blocks = -(-channels // (width * LANES))
-    dB, dC = (torch.empty(blocks, batch, positions, K, N) for _ in range(2))  # an op returns no two views of one memory
+    dB, dC = (torch.empty(plan.blocks, batch, positions, K, N) for _ in range(2))
     dA = torch.empty(batch, K, channels, N)
     dD = None if D is None else torch.empty(batch, K, channels)
     dbias = None if bias is None else torch.empty(batch, K, channels)
     grad_states = None if grad_states is None else grad_states.float().contiguous()
 
     def arguments(counter: int) -> tuple[BackwardJob, int | None]:
-        problem = _problem(A_, D_, bias_, order, (batch, positions, split_routes), softplus, counter)
         job = BackwardJob(
-            problem, refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), refer(grad_y, shared=merge == "sum"),
-            refer(du, shared=u.shape[2] == 1), refer(ddelta), refer(dB[0]), refer(dC[0]), 4 * batch * positions * K * N,
+            _problem(plan, batch, positions, A_, D_, bias_, order, softplus, counter),
+            refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), refer(grad_y, shared=merge == "sum"),
+            du_sink, refer(ddelta), refer(dB.flatten(0, 1)), refer(dC.flatten(0, 1)), 4 * batch * positions * K * N,
             _data(dA), _data(dD), _data(dbias), _data(checkpoints),
         )  # fmt: skip
         return job, None if grad_states is None else _data(grad_states)
 
-    if batch > 0 and channels > 0:
-        run_tasks(backward, arguments, batch * blocks * split_routes)
-        dB, dC = _sum_parts(dB), _sum_parts(dC)
-    else:
-        dB, dC = B.new_zeros(B.shape), C.new_zeros(C.shape)
-    dA, dD, dbias = (None if x is None else _sum_parts(x) for x in (dA, dD, dbias))
-    assert dA is not None
+    run_tasks(backward, arguments, plan.tasks)
+    dA, dB, dC = _sum_parts(dA), _sum_parts(dB), _sum_parts(dC)
     return (
-        du.to(u.dtype), ddelta, dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype),
-        None if dD is None else dD.to(D.dtype), None if dbias is None else dbias.to(bias.dtype),
-    )  # fmt: skip
-
-
-def _conv_job(
-    x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool, u: Tensor, dx: Tensor | None,
-    dweight: Tensor | None, dbias: Tensor | None, counter: int,
-) -> ConvJob:  # fmt: skip
-    (batch, positions), (K, channels, taps) = x.shape[:2], weight.shape
-    split_routes = 1 if dx is not None and x.shape[2] == 1 else K
-    width = _width(batch, channels, split_routes)
-    shared = x.shape[2] == 1
-    return ConvJob(
-        batch, positions, channels, taps, K, positions if order is None else order.shape[-1], int(silu), _data(weight),
-        _data(bias), *_table(order), width, -(-channels // (width * LANES)), int(split_routes == K), counter,
-        refer(x, shared=shared), refer(u), refer(dx, shared=shared), _data(dweight), _data(dbias),
+        (_sum_parts(du).unsqueeze(2) if adding else du).to(u.dtype), ddelta, dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype),
+        None if D is None or dD is None else _sum_parts(dD).to(D.dtype),
+        None if bias is None or dbias is None else _sum_parts(dbias).to(bias.dtype),
     )  # fmt: skip
 
 
@@ -180,14 +196,18 @@ def route_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, order: Te
     """u: see the contract in `visionssm_kernels.ops`."""
     x, weight_, bias = _rows(x), _float(weight), _float(bias)
     assert weight_ is not None
-    K, channels, _ = weight.shape
-    u = torch.empty(x.shape[0], x.shape[1], K, channels, dtype=x.dtype)
-    if u.numel() > 0:
-        run_tasks(
-            conv_forward,
-            lambda counter: (_conv_job(x, weight_, bias, order, silu, u, None, None, None, counter),),
-            x.shape[0] * K * -(-channels // LANES),
-        )
+    (batch, positions), (K, channels, taps) = x.shape[:2], weight.shape
+    plan = _plan(batch, channels, K, adding=False, threads=torch.get_num_threads())
+    u = torch.empty(batch, positions, K, channels, dtype=x.dtype)
+
+    def arguments(counter: int) -> tuple[ConvJob]:
+        steps = positions if order is None else order.shape[-1]
+        return (ConvJob(
+            batch, positions, channels, taps, K, steps, int(silu), 0, _data(weight_), _data(bias), *_table(order), plan.width,
+            plan.blocks, 1, counter, refer(x, shared=x.shape[2] == 1), refer(u), NOTHING, 0, 0,
+        ),)  # fmt: skip
+
+    run_tasks(convolve, arguments, plan.tasks)
     return u
 
 
@@ -197,18 +217,24 @@ def route_conv_backward(
     """The gradients of x, weight and bias: see the contract in `visionssm_kernels.ops`."""
     grad_u, x, weight_, bias_ = _rows(grad_u), _rows(x), _float(weight), _float(bias)
     assert weight_ is not None
-    K, channels, taps = weight.shape
-    shared = x.shape[2] == 1 and K > 1
-    dx = torch.empty(x.shape, dtype=torch.float32 if shared else x.dtype)
-    dweight, dbias = torch.empty(x.shape[0], K, channels, taps), torch.empty(x.shape[0], K, channels)
-    if x.shape[0] > 0 and channels > 0:
-        run_tasks(
-            conv_backward,
-            lambda counter: (_conv_job(x, weight_, bias_, order, silu, grad_u, dx, dweight, dbias, counter),),
-            x.shape[0] * (1 if shared else K) * -(-channels // LANES),
-        )
+    (batch, positions), (K, channels, taps) = x.shape[:2], weight.shape
+    adding = x.shape[2] == 1 and K > 1
+    plan = _plan(batch, channels, K, adding=adding)
+    dx, sink = _sink((batch, positions, K, channels), plan, adding, x.dtype)
+    dweight, dbias = torch.empty(batch, K, channels, taps), torch.empty(batch, K, channels)
+
+    def arguments(counter: int) -> tuple[ConvJob]:
+        steps = positions if order is None else order.shape[-1]
+        return (ConvJob(
+            batch, positions, channels, taps, K, steps, int(silu), 1, _data(weight_), _data(bias_), *_table(order), plan.width,
+            plan.blocks, int(plan.split), counter, refer(x, shared=x.shape[2] == 1), refer(grad_u), sink, _data(dweight),
+            _data(dbias),
+        ),)  # fmt: skip
+
+    run_tasks(convolve, arguments, plan.tasks)
     dweight, dbias = _sum_parts(dweight), _sum_parts(dbias)
-    return dx.to(x.dtype), dweight.to(weight.dtype), None if bias is None else dbias.to(bias.dtype)
+    dx = (_sum_parts(dx).unsqueeze(2) if adding else dx).to(x.dtype)
+    return dx, dweight.to(weight.dtype), None if bias is None else dbias.to(bias.dtype)
 
 
 def warmup(d_state: int = 16) -> None:

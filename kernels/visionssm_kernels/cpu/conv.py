@@ -10,13 +10,37 @@ from typing import NamedTuple
 import numpy as np
 
 from .rows import (
-    LANES_BYTES, Rows, address, compiled, fill, gather, parameter_row, scatter, steps_of, to_columns, to_rows, visited, zero
+    LANES_BYTES,
+    Rows,
+    address,
+    compiled,
+    fill,
+    gather,
+    parameter_row,
+    scatter,
+    steps_of,
+    to_columns,
+    to_rows,
+    visited,
+    zero,
 )  # fmt: skip
 from .simd import (
-    LANES, add, atomic_next, fma, fresh_float_mode, load, mul, restore_float_mode, sigmoid, splat, store, store_f32_part, sub,
+    LANES,
+    add,
+    atomic_next,
+    fma,
+    fresh_float_mode,
+    load,
+    mul,
+    restore_float_mode,
+    sigmoid,
+    splat,
+    store,
+    store_f32_part,
+    sub,
 )  # fmt: skip
 
-__all__ = ["ConvJob", "conv_backward", "conv_forward"]
+__all__ = ["ConvJob", "convolve"]
 
 _TILE = 32
 _PAD = 3 * 64
@@ -32,6 +56,7 @@ class ConvJob(NamedTuple):
     routes: int
     steps: int
     silu: int
+    backwards: int
     weight: int
     bias: int
     order: int
@@ -104,7 +129,8 @@ def _gradients(x, grad, weight, dx, dweight, dbias, width, taps, steps):
 
 
 @compiled
-def _task(job, scratch, positions, following, b, block, k, first, backwards):
+def _task(job, scratch, positions, following, b, block, k, first):
+    backwards = job.backwards
     width, taps, T = job.width, job.taps, job.steps
     channel = block * width * LANES
     channels = min(job.channels - channel, width * LANES)
@@ -173,7 +199,8 @@ def _task(job, scratch, positions, following, b, block, k, first, backwards):
 
 
 @compiled
-def _run(job, backwards):
+def convolve(job):
+    """Takes tasks until none is left."""
     mode = fresh_float_mode()
     row = job.width * LANES_BYTES
     memory = np.empty((3 * _TILE + 4 * job.taps + 4) * row + 8 * _PAD, np.uint8)
@@ -188,19 +215,7 @@ def _run(job, backwards):
             b, first = b // job.routes, b % job.routes
             last = first + 1
         for k in range(first, last):
-            _task(job, scratch, positions, following, b, block, k, k == first, backwards)
+            _task(job, scratch, positions, following, b, block, k, k == first)
         task = atomic_next(job.counter)
     restore_float_mode(mode)
     memory[0] = 0  # numba frees an array after its last use: this is it
-
-
-@compiled
-def conv_forward(job):
-    """Takes tasks until none is left."""
-    _run(job, False)
-
-
-@compiled
-def conv_backward(job):
-    """Takes tasks until none is left."""
-    _run(job, True)

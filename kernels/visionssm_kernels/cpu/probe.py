@@ -18,7 +18,7 @@ _PASSES = 2000
 
 
 @operation(vec, vec)
-def _exp2(e: Emitter, x):  # noqa: ANN001, ANN202 - an LLVM value
+def _exp2(e: Emitter, x):
     return e.exp2(x)
 
 

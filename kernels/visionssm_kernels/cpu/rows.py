@@ -11,8 +11,10 @@ from torch import Tensor
 from . import simd
 from .simd import BF16, F16, F32, LANES, load_f32_part, load_int, prefetch, store, zeros
 
-__all__ = ["LANES_BYTES", "NOTHING", "Rows", "address", "compiled", "fill", "gather", "parameter_row", "refer", "scatter", "steps_of", "to_columns",
-           "to_rows", "visited", "zero"]  # fmt: skip
+__all__ = [
+    "LANES_BYTES", "NOTHING", "Rows", "address", "compiled", "fill", "gather", "parameter_row", "refer", "scatter", "steps_of",
+    "to_columns", "to_rows", "visited", "zero",
+]  # fmt: skip
 
 LANES_BYTES = 4 * LANES
 _KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}

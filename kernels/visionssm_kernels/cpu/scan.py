@@ -17,14 +17,40 @@ import numpy as np
 
 from .loops import scan_backward, scan_backward_dh, scan_forward, scan_forward_keep, scan_replay
 from .rows import (
-    LANES_BYTES, Rows, address, compiled, fill, gather, parameter_row, scatter, steps_of, to_columns, to_rows, visited, zero
+    LANES_BYTES,
+    Rows,
+    address,
+    compiled,
+    fill,
+    gather,
+    parameter_row,
+    scatter,
+    steps_of,
+    to_columns,
+    to_rows,
+    visited,
+    zero,
 )  # fmt: skip
 from .simd import (
-    LANES, add, atomic_next, fma, fresh_float_mode, load, load_f32_part, load_float, mul, restore_float_mode, sigmoid, softplus,
-    store, store_f32_part, store_float, zeros,
+    LANES,
+    add,
+    atomic_next,
+    fma,
+    fresh_float_mode,
+    load,
+    load_f32_part,
+    load_float,
+    mul,
+    restore_float_mode,
+    sigmoid,
+    softplus,
+    store,
+    store_f32_part,
+    store_float,
+    zeros,
 )  # fmt: skip
 
-__all__ = ["CHUNK", "BackwardJob", "ForwardJob", "Problem", "backward", "forward", "reduce"]
+__all__ = ["CHUNK", "PIECE", "BackwardJob", "ForwardJob", "Problem", "backward", "forward", "reduce"]
 
 CHUNK = 32
 _LOG2E = math.log2(math.e)
@@ -429,16 +455,16 @@ def backward(job, grad_states):
     memory[0] = 0  # numba frees an array after its last use: this is it
 
 
-_PIECE = 4096
+PIECE = 4096
 
 
 @compiled
 def reduce(source, target, count, parts, counter):
     """target[i] = the sum over `parts` arrays of `count` floats, in order."""
-    pieces = (count + _PIECE - 1) // _PIECE
+    pieces = (count + PIECE - 1) // PIECE
     piece = atomic_next(counter)
     while piece < pieces:
-        for i in range(piece * _PIECE, min(count, (piece + 1) * _PIECE), LANES):
+        for i in range(piece * PIECE, min(count, (piece + 1) * PIECE), LANES):
             total = load_f32_part(source + i * 4, count - i)
             for part in range(1, parts):
                 total = add(total, load_f32_part(source + (part * count + i) * 4, count - i))

@@ -18,9 +18,33 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 
 __all__ = [
-    "F16", "F32", "BF16", "LANES", "Emitter", "add", "atomic_next", "div", "fma", "fresh_float_mode", "load", "load_float",
-    "load_int", "mul", "operation", "positional", "prefetch", "restore_float_mode", "sigmoid", "softplus", "splat", "store",
-    "store_float", "store_short_zero", "sub", "vec", "zeros",
+    "BF16",
+    "F16",
+    "F32",
+    "LANES",
+    "Emitter",
+    "add",
+    "atomic_next",
+    "div",
+    "fma",
+    "fresh_float_mode",
+    "load",
+    "load_float",
+    "load_int",
+    "mul",
+    "operation",
+    "positional",
+    "prefetch",
+    "restore_float_mode",
+    "sigmoid",
+    "softplus",
+    "splat",
+    "store",
+    "store_float",
+    "store_short_zero",
+    "sub",
+    "vec",
+    "zeros",
 ]  # fmt: skip
 
 F32, BF16, F16 = 0, 1, 2  # how a tensor's elements are stored

@@ -39,6 +39,8 @@ def _helpers(count: int) -> ThreadPoolExecutor:
 
 def run_tasks(kernel: Callable[..., Any], make_arguments: Callable[[int], tuple[Any, ...]], tasks: int) -> None:
     """Runs kernel(*make_arguments(address of a task counter)) on this thread and helpers until all tasks are done."""
+    if tasks == 0:
+        return
     counter = np.zeros(1, np.int64)
     arguments = make_arguments(counter.ctypes.data)
     helpers = min(torch.get_num_threads(), tasks) - 1
