@@ -1,7 +1,8 @@
-"""The Triton kernels compiled ahead of time, without a GPU, exactly as the launchers launch them: no spill, registers under a cap.
+"""The Triton kernels compiled ahead of time, without a GPU, exactly as the launchers launch them: no spill,
+registers under a cap.
 
-What the interpreter runs need not compile, and what compiles need not be right: `test_triton_interpreter.py` is the other half.
-`python tests/kernels/triton_compile.py` prints the table of resources.
+What the interpreter runs need not compile, and what compiles need not be right: `test_triton_interpreter.py`
+is the other half. `python tests/kernels/triton_compile.py` prints the table of resources.
 """
 
 import os
@@ -17,7 +18,8 @@ from tests.kernels.triton_compile import CUOBJDUMP, Launch, compile_launch, conv
 
 pytestmark = pytest.mark.skipif(not CUOBJDUMP.exists(), reason="this Triton comes without NVIDIA's tools")
 
-# Registers per thread of the two scan kernels: 65536 / (32 registers) warps fit on a multiprocessor. float32 at N = 64 is the worst case.
+# Registers per thread of the two scan kernels: 65536 / (32 registers) warps fit on a multiprocessor. float32
+# at N = 64 is the worst case.
 FORWARD_CAP = {1: 96, 4: 128, 16: 192, 64: 216}
 BACKWARD_CAP = {1: 96, 4: 192, 16: 248, 64: 255}
 VARIANTS = {

@@ -53,7 +53,8 @@ def test_reasons() -> None:
 def test_reasons_in_the_interpreter() -> None:
     code = (
         "import torch; from visionssm_kernels.triton import why_not; cpu = torch.device('cpu')\n"
-        "print(why_not(cpu, torch.bfloat16, 16)); print(why_not(cpu, torch.float64, 16)); print(why_not(cpu, torch.float32, 3))"
+        "for dtype, d_state in ((torch.bfloat16, 16), (torch.float64, 16), (torch.float32, 3)):\n"
+        "    print(why_not(cpu, dtype, d_state))"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "kernels")}
     done = subprocess.run(

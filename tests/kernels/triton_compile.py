@@ -1,7 +1,9 @@
-"""Compile what the launchers launch, ahead of time and without a GPU, and read the resources. Run as a script it prints the table.
+"""Compile what the launchers launch, ahead of time and without a GPU, and read the resources. Run as a script
+it prints the table.
 
-The launchers run on small CPU tensors with every kernel replaced by a recorder; the recorded arguments are typed and specialised as Triton's
-launch would, compiled for a compute capability, and read with the `cuobjdump` of Triton's wheel.
+The launchers run on small CPU tensors with every kernel replaced by a recorder; the recorded arguments are
+typed and specialised as Triton's launch would, compiled for a compute capability, and read with the
+`cuobjdump` of Triton's wheel.
 """
 
 from __future__ import annotations
@@ -129,7 +131,8 @@ def scan_launches(
     aligned: bool = True,
     large: bool = False,
 ) -> list[Launch]:
-    """What a routed scan of two routes launches. Not `aligned`: B and C lie side by side behind an odd column; `large`: with marks."""
+    """What a routed scan of two routes launches. Not `aligned`: B and C lie side by side behind an odd column;
+    `large`: with marks."""
     from tests.kernels.triton_cases import changed
     from visionssm_kernels.triton import memory, scan
 

@@ -1,7 +1,8 @@
 """Routed scans and convolutions along routes on GPUs, in Triton.
 
-Importing this package needs neither Triton nor a GPU: `why_not` says what is missing, and the kernels are imported when first used.
-With TRITON_INTERPRET=1 set before that, they run in Triton's interpreter on CPU tensors, for tests.
+Importing this package needs neither Triton nor a GPU: `why_not` says what is missing, and the kernels are
+imported when first used. With TRITON_INTERPRET=1 set before that, they run in Triton's interpreter on CPU
+tensors, for tests.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def why_not(device: torch.device, dtype: torch.dtype, d_state: int) -> str | Non
 
 
 def routed_scan_forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, order: Tensor | None,
-    softplus: bool, merge: str, save_checkpoints: bool, save_states: bool,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
+    order: Tensor | None, softplus: bool, merge: str, save_checkpoints: bool, save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(y, checkpoints, states); see `scan.routed_scan_forward`."""
     from . import scan
@@ -68,8 +69,8 @@ def routed_scan_forward(
 
 
 def routed_scan_backward(
-    grad_y: Tensor, grad_states: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-    bias: Tensor | None, order: Tensor | None, softplus: bool, merge: str, checkpoints: Tensor,
+    grad_y: Tensor, grad_states: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, bias: Tensor | None, order: Tensor | None, softplus: bool, merge: str, checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """(du, ddelta, dA, dB, dC, dD, dbias); see `scan.routed_scan_backward`."""
     from . import scan

@@ -68,7 +68,8 @@ def load_positions(order, t, T, U: tl.constexpr):
 
 @triton.jit
 def load_rows(pointer, positions, stride, offsets, mask, U: tl.constexpr):
-    """U rows (or tiles) of offsets' shape, one per position, zeros at -1, in their own dtype: all loads in flight together."""
+    """U rows (or tiles) of offsets' shape, one per position, zeros at -1, in their own dtype: all loads in
+    flight together."""
     rows = ()
     for i in tl.static_range(U):
         rows = rows + (

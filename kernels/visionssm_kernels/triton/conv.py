@@ -1,14 +1,18 @@
 """Causal depthwise convolution along routes, forward and backward.
 
-    u[order[t]] = act(bias + sum_j w[W - 1 - j] x[order[t - j]])        j = 0..W-1; x is 0 before the start and at padding steps
+    u[order[t]] = act(bias + sum_j w[W - 1 - j] x[order[t - j]])        j = 0..W-1
     dx[order[s]] = sum_j w[W - 1 - j] g[order[s + j]]                   g = gradient before the activation
     dw[W - 1 - j] = sum_t g[order[t]] x[order[t - j]]                   dbias = sum_t g[order[t]]
 
-Legend: B batch, L positions, Kx 1 or K, K routes, D channels, T steps of a route, W taps, BT steps and BD channels of one program.
-Layout: a program owns (batch, route, BT steps, BD channels) as a (BT, BD) tile; a tap is one gather of rows at order[t - j].
-dx is the forward with the taps turned round (DIRECTION), so there are two kernels. Sums over routes (Kx = 1) and over programs (dw, dbias) are
-made afterwards, in a fixed order.
-Cost per step and channel: one row read from memory (its W - 1 other uses are cache hits) and one written, W multiply-adds. Bound by memory.
+x and g are 0 outside the route and at padding steps.
+
+Legend: B batch, L positions, Kx 1 or K, K routes, D channels, T steps of a route, W taps, BT steps and BD
+channels of one program.
+Layout: a program owns (batch, route, BT steps, BD channels) as a (BT, BD) tile; a tap is one gather of rows at
+order[t - j]. dx is the forward with the taps turned round (DIRECTION), so there are two kernels. Sums over
+routes (Kx = 1) and over programs (dw, dbias) are made afterwards, in a fixed order.
+Cost per step and channel: one row read from memory (its W - 1 other uses are cache hits) and one written, W
+multiply-adds. Bound by memory.
 """
 
 import torch
@@ -69,8 +73,8 @@ def conv_weight_kernel(
     grad_b, grad_l, grad_k, x_b, x_l, x_k, order_b, order_k,
     W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """Gradient before the activation into `before` (B, L, K, D) if SILU, and each program's share of dweight (blocks of steps, B, K, D, W)
-    and dbias. Grid as conv_kernel."""
+    """Gradient before the activation into `before` (B, L, K, D) if SILU, and each program's share of dweight
+    (blocks of steps, B, K, D, W) and dbias. Grid as conv_kernel."""
     blocks = tl.cdiv(dim, BD)
     pid = tl.program_id(0)
     k = ((pid // blocks) % routes).to(tl.int64)
@@ -128,7 +132,8 @@ def _convolve(
 def route_conv_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool
 ) -> Tensor:
-    """u (B, L, K, D) of x's dtype; x (B, L, Kx, D), weight (K, D, W), bias (K, D) or None, order as in `routed_scan_forward`."""
+    """u (B, L, K, D) of x's dtype; x (B, L, Kx, D), weight (K, D, W), bias (K, D) or None, order as in
+    `routed_scan_forward`."""
     return _convolve(unit_rows(x), weight.contiguous(), bias, unit_rows(order), silu, -1)
 
 

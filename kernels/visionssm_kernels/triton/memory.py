@@ -1,9 +1,10 @@
 """What the launchers share: strides, output buffers, the current device.
 
 Legend: B batch, L positions, K routes, D channels, T steps, width elements of one route at one position.
-An output in image order is complete where a table is a permutation; whether it is, only the device knows. Zeroing every output first would
-cost a quarter of the memory traffic of a scan with N = 1, so large outputs are left uninitialised and the positions that no step visited are
-zeroed afterwards: B K L bytes of marks to read and, usually, nothing to write.
+An output in image order is complete where a table is a permutation; whether it is, only the device knows.
+Zeroing every output first would cost a quarter of the memory traffic of a scan with N = 1, so large outputs
+are left uninitialised and the positions that no step visited are zeroed afterwards: B K L bytes of marks to
+read and, usually, nothing to write.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def table_strides(order: Tensor | None) -> tuple[int, int]:
 def image_buffer(
     shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, order: Tensor | None, copies: int = 1
 ) -> Tensor:
-    """An output (B, L, K, ...) for `clear_unvisited` once the kernels have written it, or (copies, B, L, K, ...) whose sum is one."""
+    """An output (B, L, K, ...) for `clear_unvisited` once the kernels have written it, or (copies, B, L, K,
+    ...) whose sum is one."""
     x = torch.empty(shape if copies == 1 else (copies, *shape), dtype=dtype, device=like.device)
     return x if order is None or x.numel() >= LARGE * copies else x.zero_()
 

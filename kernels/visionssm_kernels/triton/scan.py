@@ -1,7 +1,8 @@
 """Launches of the routed scan: buffers, grids and the table of configurations.
 
 Legend: B batch, L positions, Ku 1 or K, K routes, D channels, N state, T steps, chunks = ceil(T / CHUNK).
-Everything is decided from shapes: no measurement at the first call, no copy to the host, so a call can be captured in a CUDA graph.
+Everything is decided from shapes: no measurement at the first call, no copy to the host, so a call can be
+captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from .scan_forward import chunk_pass_kernel, chunk_state_kernel, scan_forward_ke
 
 __all__ = ["BACKWARD", "FORWARD", "routed_scan_backward", "routed_scan_forward"]
 
-# N: (channels of a block, steps loaded together, register limit). Chosen ahead of time, on what the compiler reports for sm_80 and sm_90: the
-# largest that do not spill (the compile test holds them to it). The limit keeps ptxas from spilling for the sake of occupancy.
+# N: (channels of a block, steps loaded together, register limit). Chosen ahead of time, on what the compiler
+# reports for sm_80 and sm_90: the largest that do not spill (the compile test holds them to it). The limit
+# keeps ptxas from spilling for the sake of occupancy.
 FORWARD = {
     1: (32, 8, None), 2: (32, 8, None), 4: (32, 8, None), 8: (32, 4, None),
     16: (16, 4, 255), 32: (16, 2, 255), 64: (8, 2, 255),
@@ -28,8 +30,8 @@ BACKWARD = {
     16: (16, 2, 255), 32: (8, 2, 255), 64: (8, 1, 255),
 }  # fmt: skip
 
-# Fewer one-warp programs than this leave a large GPU's schedulers idle (132 x 4 on an H200): then chunks run in parallel, at the price of
-# computing every step about twice. Below a few chunks there is nothing to gain.
+# Fewer one-warp programs than this leave a large GPU's schedulers idle (132 x 4 on an H200): then chunks run
+# in parallel, at the price of computing every step about twice. Below a few chunks there is nothing to gain.
 SPLIT_BELOW = 1024
 SPLIT_CHUNKS = 4
 
@@ -44,14 +46,15 @@ def _split(programs: int, chunks: int) -> bool:
 
 
 def routed_scan_forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, order: Tensor | None,
-    softplus: bool, merge: str, save_checkpoints: bool, save_states: bool,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
+    order: Tensor | None, softplus: bool, merge: str, save_checkpoints: bool, save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """See `visionssm_kernels.routed_scan`.
 
     Returns:
-        y (B, L, D) or (B, L, K, D) of u's dtype; checkpoints float32 (B, K, chunks, D, N), the states after every CHUNK steps and after
-        the last one; states float32 (B, L, K, D, N). What was not asked for is torch.empty(0).
+        y (B, L, D) or (B, L, K, D) of u's dtype; checkpoints float32 (B, K, chunks, D, N), the states after
+        every CHUNK steps and after the last one; states float32 (B, L, K, D, N). What was not asked for is
+        torch.empty(0).
     """
     u, delta, B, C, order = (unit_rows(x) for x in (u, delta, B, C, order))
     A, D, bias = (x if x is None else x.contiguous() for x in (A, D, bias))
@@ -106,8 +109,8 @@ def routed_scan_forward(
 
 
 def routed_scan_backward(
-    grad_y: Tensor, grad_states: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-    bias: Tensor | None, order: Tensor | None, softplus: bool, merge: str, checkpoints: Tensor,
+    grad_y: Tensor, grad_states: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, bias: Tensor | None, order: Tensor | None, softplus: bool, merge: str, checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of u, delta, A, B, C, D and bias in the shapes and dtypes of these; None for a D or bias that is None."""
     grad_y, u, delta, B, C, order = (unit_rows(x) for x in (grad_y, u, delta, B, C, order))

@@ -5,13 +5,16 @@
     x_t = g_t a_t h_{t-1}      dA = sum_t dt_t x_t            ddt_t = sum_n x_t A + u_t sum_n g_t B_t
     ddelta_t = ddt_t sigmoid(delta_t + bias) with softplus    dD = sum_t dy_t u_t      dbias = sum_t ddelta_t
 
-Legend: B batch, L positions, D channels, N state, K routes, T steps, BD channels of a block, U steps of a group, CHUNK steps of a chunk.
-Layout: that of the forward, one warp for (batch, route, BD channels). States are needed last to first and cannot be run backwards (1 / a
-overflows), so they are recomputed in two levels: the chunk from its checkpoint, parking the state before each group of U steps in `parked`
-(small, stays in L2), then each group in registers. dB and dC sum over channels: each block sums its own by shuffles and writes them to its slice
+Legend: B batch, L positions, D channels, N state, K routes, T steps, BD channels of a block, U steps of a
+group, CHUNK steps of a chunk.
+Layout: that of the forward, one warp for (batch, route, BD channels). States are needed last to first and
+cannot be run backwards (1 / a overflows), so they are recomputed in two levels: the chunk from its checkpoint,
+parking the state before each group of U steps in `parked` (small, stays in L2), then each group in registers.
+dB and dC sum over channels: each block sums its own by shuffles and writes them to its slice
 of `dBC`, (blocks, B, L, K, 2N), summed in a fixed order afterwards; so are dA, dD and dbias, written per batch.
-Cost per step and channel: 2 N exponentials; u, delta and B are read twice (the second time from L2), C and dy once, du and ddelta written once;
-16 N / BD bytes of dBC written and read, 8 N / U bytes of parked states; 2 N + log2(BD) shuffles per warp.
+Cost per step and channel: 2 N exponentials; u, delta and B are read twice (the second time from L2), C and dy
+once, du and ddelta written once; 16 N / BD bytes of dBC written and read, 8 N / U bytes of parked states; 2 N
++ log2(BD) shuffles per warp.
 """
 
 import triton
@@ -61,7 +64,8 @@ def scan_backward_kernel(
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (batch x routes x blocks, chunks if carries else 1); dA, dD and dbias have a slice for each program of a block."""
+    """Grid (batch x routes x blocks, chunks if carries else 1); dA, dD and dbias have a slice for each program
+    of a block."""
     blocks = tl.cdiv(dim, BD)
     pid = tl.program_id(0)
     k = ((pid // blocks) % routes).to(tl.int64)
@@ -183,7 +187,8 @@ def chunk_carry_kernel(
     grad_b, grad_l, grad_k, delta_b, delta_l, delta_k, C_b, C_l, C_k, order_b, order_k,
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient that every chunk hands to the one before it, a_t g_t at its first step, with nothing from later chunks; and its sum of dt.
+    """Gradient that every chunk hands to the one before it, a_t g_t at its first step, with nothing from later
+    chunks; and its sum of dt.
 
     Grid (batch x routes x blocks, chunks).
     """

@@ -4,13 +4,15 @@
 
 Step t of route k reads u, delta, B, C at position order[k, t] and writes y there; nothing is permuted in memory.
 
-Legend: B batch, L positions, D channels, N state, K routes, T steps, BD channels of a block, U steps loaded together, CHUNK steps between
-checkpoints.
-Layout: one warp owns (batch, route, BD channels). Its state is an (N, BD) float32 tile in registers; rows of u, delta and y are coalesced over
-channels, rows of B and C are broadcast over them. exp(dt A) is one exp2, for A is multiplied by log2(e) once.
-Cost per step and channel, in bytes: u + delta + y + (B + C) 2 N / BD; in exponentials: N + 1. Latency is hidden by U steps of loads in flight
-and by the other warps. Where batch x routes x blocks is too small to fill the device, chunks run in parallel: every chunk's end state from a
-zero start, a pass over chunks (the decay of a chunk needs only the sum of its dt), then every chunk from its true start.
+Legend: B batch, L positions, D channels, N state, K routes, T steps, BD channels of a block, U steps loaded
+together, CHUNK steps between checkpoints.
+Layout: one warp owns (batch, route, BD channels). Its state is an (N, BD) float32 tile in registers; rows of
+u, delta and y are coalesced over channels, rows of B and C are broadcast over them. exp(dt A) is one exp2, for
+A is multiplied by log2(e) once.
+Cost per step and channel, in bytes: u + delta + y + (B + C) 2 N / BD; in exponentials: N + 1. Latency is
+hidden by U steps of loads in flight and by the other warps. Where batch x routes x blocks is too small to fill
+the device, chunks run in parallel: every chunk's end state from a zero start, a pass over chunks (the decay of
+a chunk needs only the sum of its dt), then every chunk from its true start.
 """
 
 import triton
@@ -88,7 +90,8 @@ def chunk_state_kernel(
     u_b, u_l, u_k, delta_b, delta_l, delta_k, B_b, B_l, B_k, order_b, order_k,
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """End state of every chunk from a zero start, and its sum of dt (B, K, chunks, D). Grid (batch x routes x blocks, chunks)."""
+    """End state of every chunk from a zero start, and its sum of dt (B, K, chunks, D). Grid (batch x routes x
+    blocks, chunks)."""
     blocks = tl.cdiv(dim, BD)
     pid = tl.program_id(0)
     c = tl.program_id(1)
@@ -129,7 +132,8 @@ def chunk_pass_kernel(
     A, carried, dt_sums, dim, routes, chunks,
     N: tl.constexpr, BD: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """carried[c] += exp(A dt_sum[c]) carried[c - 1], in place along the chunks (c + 1 with REVERSE). Grid (batch x routes x blocks)."""
+    """carried[c] += exp(A dt_sum[c]) carried[c - 1], in place along the chunks (c + 1 with REVERSE). Grid
+    (batch x routes x blocks)."""
     blocks = tl.cdiv(dim, BD)
     pid = tl.program_id(0)
     bk = (pid // blocks).to(tl.int64)
