@@ -5,8 +5,6 @@ Legend: B batch, L tokens, H, W sides of the grid, C channels.
 
 from __future__ import annotations
 
-from typing import Tuple  # noqa: UP035  (TorchScript reads it)
-
 import torch
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ _TRAINED_SIDE = 14  # positions along any grid run from 0 to this
 
 
 def rope_tables(grid: tuple[int, int], dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of a grid, float32 (H * W, C): the first half of the channels turns with the row, the second with the column.
+    """Cosines and sines of a grid, float32 (H * W, C): half of the channels turn with the row, half with the column.
 
     Args:
         grid: (H, W).
@@ -29,7 +27,9 @@ def rope_tables(grid: tuple[int, int], dim: int) -> tuple[Tensor, Tensor]:
         ValueError: `dim` is no multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"rotary positions over rows and columns need a width that is a multiple of 4, got {dim}")
+        raise ValueError(
+            f"rotary positions over rows and columns need a width that is a multiple of 4, got {dim}"
+        )
     half = dim // 2
     freqs = 1.0 / 10000 ** (torch.arange(0, half, 2).float() / half)
 
@@ -54,8 +54,6 @@ class GridRope(nn.Module):
         grid: (H, W) that the tables are made for.
         dim: C, a multiple of 4.
     """
-
-    grid: Tuple[int, int]  # noqa: UP006
 
     def __init__(self, grid: tuple[int, int], dim: int) -> None:
         super().__init__()

@@ -45,9 +45,12 @@ def conv_along_routes(x_BLKD: Tensor, weight_KDW: Tensor, bias_KD: Optional[Tens
 
 @register_notrace_function  # its branch depends on the size, which FX does not know
 def pad_to_slots(x_BLD: Tensor, order_KT: Tensor) -> Tensor:
-    """Zero tokens for the padding slots of an order (`visionssm.scans.with_slots`): (B, L, D) -> (B, max(L, T), D)."""
+    """Zero tokens for the padding slots of an order (`visionssm.scans.with_slots`): (B, L, D) -> (B, T, D)."""
     slots = order_KT.shape[-1] - x_BLD.shape[1]
-    return F.pad(x_BLD, (0, 0, 0, slots)) if slots > 0 else x_BLD
+    # a graph that is open to any size always pads; otherwise a size without slots needs no copy
+    if not torch.jit.is_tracing() and isinstance(slots, int) and slots == 0:
+        return x_BLD
+    return F.pad(x_BLD, (0, 0, 0, slots))
 
 
 def take_routes(y_BLKD: Tensor, table_KL: Tensor) -> Tensor:

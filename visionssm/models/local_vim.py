@@ -1,6 +1,6 @@
 """LocalVim: a plain backbone whose Mamba blocks read the patches along lines and through windows, four routes a block.
 
-Paper: LocalMamba: Visual State Space Model with Windowed Selective Scan, arXiv 2403.09338. Code: hunto/LocalMamba@75e5d1f (Apache-2.0).
+Paper: LocalMamba, arXiv 2403.09338. Code: hunto/LocalMamba@75e5d1f (Apache-2.0).
 Differs from the published code: hidden state and residual are one stream (the same sum); the routes' parameters are
 stacked and share no storage; the model with a class token takes images of any size too; the published un-scan of column routes
 is wrong for H != W and right here, and `unscan="published"` repeats it. As published, padding of windows comes
@@ -165,7 +165,9 @@ class LocalVim(PretrainedMixin, PlainModel):
     def no_weight_decay(self) -> set[str]:
         """What the published training leaves out: tables, biases and D, all of which are vectors there. A_log is decayed."""
         vectors = (".D", ".dt_bias", ".conv_bias")
-        return {"pos_embed", "cls_token"} | {name for name, _ in self.named_parameters() if name.endswith(vectors)}
+        return {"pos_embed", "cls_token"} | {
+            name for name, _ in self.named_parameters() if name.endswith(vectors)
+        }
 
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
@@ -220,7 +222,9 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     base = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"
     return {
         "url": base + file if file else "",
-        "custom_load": bool(file),  # published files may carry pickled objects, which only our reader takes safely
+        "custom_load": bool(
+            file
+        ),  # published files may carry pickled objects: only our reader takes them safely
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "fixed_input_size": True,

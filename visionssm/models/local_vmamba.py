@@ -1,6 +1,6 @@
 """LocalVMamba: VMamba's first generation with scans through windows, searched layer by layer, and a gate on each route.
 
-Paper: LocalMamba: Visual State Space Model with Windowed Selective Scan, arXiv 2403.09338. Code: hunto/LocalMamba@75e5d1f (Apache-2.0).
+Paper: LocalMamba, arXiv 2403.09338. Code: hunto/LocalMamba@75e5d1f (Apache-2.0).
 Differs from the published code: the published un-scan of column routes is wrong for H != W and right here;
 `unscan="published"` repeats it, for figures that were measured with it (detection, segmentation). With
 `merge="search"` and all eight directions a model is the supernet from which directions are chosen.
@@ -110,7 +110,9 @@ class LocalVMamba(PretrainedMixin, HierarchicalModel):
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
         for i, width in enumerate(dims):
-            blocks: list[nn.Module] = [LocalBlock(width, mixer(width, next(orders)), rate) for rate in rates[i]]
+            blocks: list[nn.Module] = [
+                LocalBlock(width, mixer(width, next(orders)), rate) for rate in rates[i]
+            ]
             stages.append(Stage(PatchMerging(dims[i - 1], width) if i else nn.Identity(), blocks))
         super().__init__(
             in_chans=in_chans,
@@ -206,7 +208,9 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     base = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"
     return {
         "url": base + file if file else "",
-        "custom_load": bool(file),  # published files may carry pickled objects, which only our reader takes safely
+        "custom_load": bool(
+            file
+        ),  # published files may carry pickled objects: only our reader takes them safely
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
