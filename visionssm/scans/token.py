@@ -55,7 +55,7 @@ class WithToken(ScanOrder):
     def paths(self, size: tuple[int, ...]) -> list[Tensor]:
         routes = self.inner.routes(size)
         middle = self.inner.positions(size) // 2
-        token = torch.tensor([middle])
+        token = torch.tensor([middle], device="cpu")
         paths: list[Tensor] = []
         for k, route in enumerate(routes):
             reverses = self.mirrored and any(torch.equal(route, earlier.flip(0)) for earlier in routes[:k])
