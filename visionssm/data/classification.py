@@ -169,7 +169,8 @@ class TimmSource:
             file, target = self.reader[index]
         except OSError as error:
             raise CorruptImage(f"cannot read image {self.name(index)}: {error}") from error
-        return open_image(file, self.name(index)), self.place[int(target)]
+        with file:
+            return open_image(file, self.name(index)), self.place[int(target)]
 
 
 def open_source(config: DataConfig, split: str, *, classes: Sequence[str] | None = None) -> Source:

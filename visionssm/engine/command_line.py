@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
 from visionssm.data.errors import UserError
 
-__all__ = ["print_table", "user_errors"]
+__all__ = ["add_device_options", "open_device", "print_table", "user_errors"]
 
 
 @contextmanager
@@ -23,6 +25,26 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --cpu and --precision."""
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    parser.add_argument(
+        "--precision", choices=("no", "bf16", "fp16"), default="no", help="autocast (default: no)"
+    )
+
+
+def open_device(args: argparse.Namespace) -> Accelerator:
+    """Device and precision as the options say.
+
+    Raises:
+        UserError: If the device lacks the precision.
+    """
+    try:
+        return Accelerator(mixed_precision=args.precision, cpu=args.cpu)
+    except ValueError as error:
+        raise UserError(f"--precision {args.precision}: {error}") from error
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, limit: int | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.models import is_model, load_checkpoint, resolve_model_input_args
+from timm.models import is_model, load_state_dict, resolve_model_input_args
 from timm.models._hub import save_for_hf
 from torch import nn
 
@@ -20,7 +20,14 @@ from visionssm.data.errors import UserError, did_you_mean
 from visionssm.data.transforms import InputStats
 from visionssm.engine.checkpoint import write_atomic
 
-__all__ = ["ModelConfig", "build_classifier", "export_classifier", "input_stats", "load_classifier"]
+__all__ = [
+    "ModelConfig",
+    "build_classifier",
+    "class_names",
+    "export_classifier",
+    "input_stats",
+    "load_classifier",
+]
 
 EXPORTED = ("model.safetensors", "config.json")
 
@@ -32,7 +39,7 @@ class ModelConfig:
     Args:
         name: A timm name; visionssm's models are registered there ("vmamba_tiny_s1l8").
         pretrained: Start from the weights registered for the name.
-        checkpoint: Start from a weight file instead; a head with another number of classes is an error.
+        checkpoint: Start from a weight file instead; as in timm, a head for another number of classes starts anew.
         drop_path: Stochastic depth rate, or None for the model's own.
         grad_checkpointing: Recompute activations in the backward pass, to save memory.
         kwargs: Further arguments of the model, such as {scan: hilbert}.
@@ -67,15 +74,23 @@ def build_classifier(config: ModelConfig, *, num_classes: int, image_size: int |
     request = {} if image_size is None else {"img_size": image_size}
     try:
         arguments = resolve_model_input_args(config.name, request, **options)
-        model = timm.create_model(pretrained=config.pretrained, **arguments)
         if config.checkpoint is not None:
-            load_checkpoint(model, config.checkpoint)
+            arguments["pretrained_cfg"] |= _weights_of(config.checkpoint, arguments["pretrained_cfg"])
+        model = timm.create_model(pretrained=config.pretrained or config.checkpoint is not None, **arguments)
         if config.grad_checkpointing:
             model.set_grad_checkpointing(True)
     except (TypeError, RuntimeError, ValueError, FileNotFoundError, AssertionError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"model {config.name!r} cannot be built: {reason}") from error
     return model
+
+
+def _weights_of(checkpoint: str, pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What to change in a pretrained_cfg so that timm's own loading takes a file: it converts, resizes and is strict."""
+    state = load_state_dict(checkpoint)
+    head = state.get(f"{pretrained_cfg.get('classifier')}.weight")
+    size = {} if head is None else {"num_classes": head.shape[0]}
+    return {"state_dict": state, "source": "", **size}
 
 
 def load_classifier(source: str, *, checkpoint: str | None = None) -> nn.Module:
@@ -109,6 +124,14 @@ def load_classifier(source: str, *, checkpoint: str | None = None) -> nn.Module:
     ) as error:  # timm, safetensors and the hub raise many kinds; all mean "these weights cannot be had"
         raise UserError(f"cannot load {source}: {' '.join(str(error).split())[:400]}") from error
     return model.eval()
+
+
+def class_names(model: nn.Module, num_classes: int) -> tuple[str, ...]:
+    """The names that came with the weights, in the order of the outputs; plain numbers where none did."""
+    names = getattr(model, "pretrained_cfg", {}).get("label_names")
+    return (
+        tuple(map(str, names)) if names and len(names) == num_classes else tuple(map(str, range(num_classes)))
+    )
 
 
 def input_stats(model: nn.Module, **wanted: Any) -> InputStats:
