@@ -4,6 +4,7 @@ from .downsample import ConvDownsample, PatchMerging
 from .hierarchical import HierarchicalModel, Stage
 from .init import init_A_log, init_dt
 from .plain import PatchEmbed, PlainModel
+from .restoration import ResidualGroup, RestorationModel, RestorationUNet, Upsampler, pad_to_multiple
 from .rope import GridRope, rope_tables
 from .stem import ConvStem, PatchStem
 
@@ -16,8 +17,13 @@ __all__ = [
     "PatchMerging",
     "PatchStem",
     "PlainModel",
+    "ResidualGroup",
+    "RestorationModel",
+    "RestorationUNet",
     "Stage",
+    "Upsampler",
     "init_A_log",
     "init_dt",
+    "pad_to_multiple",
     "rope_tables",
 ]

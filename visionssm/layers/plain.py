@@ -78,15 +78,25 @@ def resize_positions(
     return torch.cat([patches[:, :middle], entry.float(), patches[:, middle:]], 1)
 
 
+def _is_open(height: int, width: int) -> bool:
+    """Whether a graph is being exported for any size; resizing to the same size changes nothing."""
+    if torch.jit.is_scripting():
+        return False
+    return torch.jit.is_tracing() or not (isinstance(height, int) and isinstance(width, int))
+
+
 @register_notrace_function
 def add_positions(
-    tokens_BLC: Tensor, table_1LC: Tensor, patches_BHWC: Tensor, grid: Tuple[int, int]  # noqa: UP006
+    tokens_BLC: Tensor,
+    table_1LC: Tensor,
+    patches_BHWC: Tensor,
+    grid: Tuple[int, int],  # noqa: UP006
+    class_token: bool,
 ) -> Tensor:
     """Adds position embeddings, resized if the grid of `patches_BHWC` is not the one they were made for."""
     height, width = patches_BHWC.shape[1], patches_BHWC.shape[2]
-    if height != grid[0] or width != grid[1]:
-        patches = grid[0] * grid[1]
-        token = patches // 2 if table_1LC.shape[1] > patches else -1
+    if _is_open(height, width) or height != grid[0] or width != grid[1]:
+        token = grid[0] * grid[1] // 2 if class_token else -1
         table_1LC = resize_positions(table_1LC, grid, (height, width), token).to(table_1LC.dtype)
     return tokens_BLC + table_1LC
 
@@ -228,7 +238,7 @@ class PlainModel(nn.Module):
             token = self.cls_token.expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([tokens[:, :middle], token, tokens[:, middle:]], 1)
         if self.pos_embed is not None:
-            tokens = add_positions(tokens, self.pos_embed, patches, self.grid_size)
+            tokens = add_positions(tokens, self.pos_embed, patches, self.grid_size, self.cls_token is not None)
         return tokens, patches
 
     def _patch_tokens(self, tokens: Tensor) -> Tensor:
