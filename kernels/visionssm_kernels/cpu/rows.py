@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numba
 import torch
 from numba import njit
 from torch import Tensor
@@ -19,8 +24,31 @@ __all__ = [
 LANES_BYTES = 4 * LANES
 _KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
-# Without the GIL, so that threads run them together. One line turns caching and the like on for every kernel.
-compiled = njit(nogil=True, cache=True, error_model="numpy")
+def _digest_of_sources() -> str:
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+_DIGEST = _digest_of_sources()
+_warned: dict[Any, Any] = {}
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compiles at the first call and keeps the result on disk; runs without the GIL, so that threads run it together.
+
+    numba looks at the time of the one file that holds a function, so a kernel would survive a change in the file that it is
+    built from: the name under which it is kept carries a digest of them all.
+    """
+    function.__qualname__ += f"_{_DIGEST}"
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # numba found no folder that it may write to
+        message = "the CPU kernels are compiled anew in every process (no folder for them can be written): set NUMBA_CACHE_DIR"
+        warnings.warn_explicit(message, numba.NumbaWarning, __file__, 1, registry=_warned)
+        return njit(**options)(function)
 
 
 class Rows(NamedTuple):
