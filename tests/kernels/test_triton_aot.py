@@ -52,13 +52,10 @@ def test_scan(backward: bool, dtype: torch.dtype, d_state: int, capability: int)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("dtype", "d_state"), [(torch.float16, 1), (torch.bfloat16, 16)], ids=str)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_variants(backward: bool, dtype: torch.dtype, d_state: int, variant: str) -> None:
-    launches = scan_launches(dtype, d_state, backward=backward, **VARIANTS[variant])
-    assert len(launches) == {"parallel chunks": 3, "marks": (1 + 1 + (2 if not backward else 3))}.get(
-        variant, 1
-    )
+def test_variants(backward: bool, variant: str) -> None:
+    launches = scan_launches(torch.float16, 16, backward=backward, **VARIANTS[variant])
+    assert len(launches) == {"parallel chunks": 3, "marks": 5 if backward else 4}.get(variant, 1)
     check(launches, 90, 255)
 
 

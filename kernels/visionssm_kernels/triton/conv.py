@@ -47,13 +47,15 @@ def conv_kernel(
     x_b, x_l, x_k, order_b, order_k,
     W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, SILU: tl.constexpr, DIRECTION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (batch x routes x channel blocks, blocks of steps); out is (B, L, K, D)."""
+    """Grid (batch x routes x channel blocks x blocks of steps); out is (B, L, K, D)."""
     blocks = tl.cdiv(dim, BD)
-    pid = tl.program_id(0)
+    parts = tl.cdiv(T, BT)
+    part = tl.program_id(0) % parts
+    pid = tl.program_id(0) // parts
     k = ((pid // blocks) % routes).to(tl.int64)
     b = (pid // blocks // routes).to(tl.int64)
     d = (pid % blocks) * BD + tl.arange(0, BD)
-    t = tl.program_id(1) * BT + tl.arange(0, BT)
+    t = part * BT + tl.arange(0, BT)
     inside = d < dim
     if order is not None:
         order += b * order_b + k * order_k
@@ -76,11 +78,13 @@ def conv_weight_kernel(
     """Gradient before the activation into `before` (B, L, K, D) if SILU, and each program's share of dweight
     (blocks of steps, B, K, D, W) and dbias. Grid as conv_kernel."""
     blocks = tl.cdiv(dim, BD)
-    pid = tl.program_id(0)
+    parts = tl.cdiv(T, BT)
+    part = tl.program_id(0) % parts
+    pid = tl.program_id(0) // parts
     k = ((pid // blocks) % routes).to(tl.int64)
     b = (pid // blocks // routes).to(tl.int64)
     d = (pid % blocks) * BD + tl.arange(0, BD)
-    t = tl.program_id(1) * BT + tl.arange(0, BT)
+    t = part * BT + tl.arange(0, BT)
     inside = d < dim
     if order is not None:
         order += b * order_b + k * order_k
@@ -96,8 +100,8 @@ def conv_weight_kernel(
         s = sigmoid(total)
         g *= s * (1.0 + total * (1.0 - s))
         tl.store(before + ((b * L + position) * routes + k) * dim + d[None, :], g, mask=taken)
-    batch = tl.num_programs(0) // (blocks * routes)
-    share = ((tl.program_id(1).to(tl.int64) * batch + b) * routes + k) * dim + d
+    batch = tl.num_programs(0) // (blocks * routes * parts)
+    share = ((part.to(tl.int64) * batch + b) * routes + k) * dim + d
     for j in tl.static_range(W):
         source = load_position(order, t - j, T)[:, None]
         row = tl.load(x + source * x_l + d[None, :], mask=inside[None, :] & (source >= 0), other=0.0).to(
@@ -108,8 +112,8 @@ def conv_weight_kernel(
         tl.store(dbias + share, tl.sum(g, axis=0), mask=inside)
 
 
-def _grid(batch: int, routes: int, dim: int, steps: int) -> tuple[int, int]:
-    return batch * routes * triton.cdiv(dim, BLOCK_D), triton.cdiv(steps, BLOCK_T)
+def _grid(batch: int, routes: int, dim: int, steps: int) -> tuple[int]:
+    return (batch * routes * triton.cdiv(dim, BLOCK_D) * triton.cdiv(steps, BLOCK_T),)
 
 
 def _convolve(
@@ -149,8 +153,9 @@ def route_conv_backward(
         return torch.zeros_like(x), torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
     floats = {"dtype": torch.float32, "device": x.device}
     before = torch.empty((batch, length, routes, dim), **floats) if silu else grad_u
-    dweight = torch.empty((grid[1], batch, routes, dim, taps), **floats)
-    dbias = None if bias is None else torch.empty((grid[1], batch, routes, dim), **floats)
+    parts = triton.cdiv(steps, BLOCK_T)
+    dweight = torch.empty((parts, batch, routes, dim, taps), **floats)
+    dbias = None if bias is None else torch.empty((parts, batch, routes, dim), **floats)
     with on_device(x):
         conv_weight_kernel[grid](
             grad_u, x, weight, bias, order, before, dweight, dbias, length, steps, dim, routes,

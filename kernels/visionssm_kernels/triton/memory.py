@@ -28,20 +28,24 @@ BLOCK_L, BLOCK_WIDTH = 64, 64
 
 @triton.jit(do_not_specialize=SIZES)
 def mark_kernel(order, visited, L, T, routes, order_b, order_k, BL: tl.constexpr):
-    """visited[b, k, order[b, k, t]] = 1. Grid (tables x routes, blocks of steps)."""
-    table = (tl.program_id(0) // routes).to(tl.int64)
-    k = (tl.program_id(0) % routes).to(tl.int64)
-    t = tl.program_id(1) * BL + tl.arange(0, BL)
+    """visited[b, k, order[b, k, t]] = 1. Grid (tables x routes x blocks of steps)."""
+    parts = tl.cdiv(T, BL)
+    pid = tl.program_id(0) // parts
+    table = (pid // routes).to(tl.int64)
+    k = (pid % routes).to(tl.int64)
+    t = (tl.program_id(0) % parts) * BL + tl.arange(0, BL)
     position = tl.load(order + table * order_b + k * order_k + t, mask=t < T, other=-1)
     tl.store(visited + (table * routes + k) * L + position, 1, mask=position >= 0)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def clear_kernel(x, visited, L, routes, width, visited_b, BL: tl.constexpr, BW: tl.constexpr):
-    """x (B, L, K, width) = 0 where not visited. Grid (B x K, blocks of positions)."""
-    b = (tl.program_id(0) // routes).to(tl.int64)
-    k = (tl.program_id(0) % routes).to(tl.int64)
-    position = tl.program_id(1) * BL + tl.arange(0, BL)
+    """x (B, L, K, width) = 0 where not visited. Grid (B x K x blocks of positions)."""
+    parts = tl.cdiv(L, BL)
+    pid = tl.program_id(0) // parts
+    b = (pid // routes).to(tl.int64)
+    k = (pid % routes).to(tl.int64)
+    position = (tl.program_id(0) % parts) * BL + tl.arange(0, BL)
     mark = tl.load(visited + b * visited_b + k * L + position, mask=position < L, other=1)
     if tl.min(mark.to(tl.int32), axis=0) == 0:
         rows = ((b * L + position) * routes + k) * width
@@ -97,13 +101,13 @@ def clear_unvisited(order: Tensor | None, *buffers: Tensor) -> None:
     tables, steps = order.shape[0] if order.dim() == 3 else 1, order.shape[-1]
     visited = torch.zeros((tables, routes, length), dtype=torch.int8, device=order.device)
     with on_device(visited):
-        mark_kernel[tables * routes, triton.cdiv(steps, BLOCK_L)](
+        mark_kernel[tables * routes * triton.cdiv(steps, BLOCK_L),](
             order, visited, length, steps, routes, *table_strides(order), BL=BLOCK_L, num_warps=1
         )
         for x in large:
-            clear_kernel[batch * routes, triton.cdiv(length, BLOCK_L)](
+            clear_kernel[batch * routes * triton.cdiv(length, BLOCK_L),](
                 x, visited, length, routes, x.numel() // (batch * length * routes), 0 if tables == 1 else routes * length,
-                BL=BLOCK_L, BW=BLOCK_WIDTH, num_warps=1,
+                BL=BLOCK_L, BW=BLOCK_WIDTH, num_warps=4,
             )  # fmt: skip
 
 

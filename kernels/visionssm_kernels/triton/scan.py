@@ -80,7 +80,7 @@ def routed_scan_forward(
         with on_device(u):
             if split:
                 dt_sums = torch.empty((batch, routes, chunks, dim), **floats)
-                chunk_state_kernel[grid, chunks](
+                chunk_state_kernel[grid * chunks,](
                     u, delta, A, B, bias, order, checkpoints, dt_sums, steps, dim, routes, chunks,
                     *u_strides, *delta_strides, *B_strides, *table_strides(order), **fixed,
                 )  # fmt: skip
@@ -96,7 +96,7 @@ def routed_scan_forward(
                     REVERSE=False,
                     num_warps=1,
                 )
-            scan_forward_kernel[grid, chunks if split else 1](
+            scan_forward_kernel[grid * (chunks if split else 1),](
                 u, delta, A, B, C, D, bias, order, y, checkpoints, states, length, steps, dim, routes, chunks,
                 *u_strides, *delta_strides, *B_strides, *C_strides, *table_strides(order), SPLIT=split, **fixed,
             )  # fmt: skip
@@ -131,7 +131,7 @@ def routed_scan_backward(
     dBC = image_buffer((batch, length, routes, 2, d_state), torch.float32, u, order, copies=blocks)
     dA = torch.empty((batch, routes, parts, dim, d_state), **floats)
     dD, dbias = (None if x is None else torch.empty((batch, routes, parts, dim), **floats) for x in (D, bias))
-    parked = torch.empty((parts, grid, CHUNK // group, d_state, block), **floats)
+    parked = torch.empty((grid * parts, CHUNK // group, d_state, block), **floats)
     carries = None
     grad_strides, u_strides, delta_strides, B_strides, C_strides = (
         row_strides(x, routes if x is not grad_y or merge == "none" else -1) for x in (grad_y, u, delta, B, C)
@@ -142,14 +142,14 @@ def routed_scan_backward(
         if parts > 1:
             carries = torch.empty((batch, routes, chunks, dim, d_state), **floats)
             dt_sums = torch.empty((batch, routes, chunks, dim), **floats)
-            chunk_carry_kernel[grid, chunks](
+            chunk_carry_kernel[grid * chunks,](
                 grad_y, grad_states, delta, A, C, bias, order, carries, dt_sums, length, steps, dim, routes, chunks,
                 *grad_strides, *delta_strides, *C_strides, *table_strides(order), **fixed,
             )  # fmt: skip
             chunk_pass_kernel[grid,](
                 A, carries, dt_sums, dim, routes, chunks, N=d_state, BD=block, REVERSE=True, num_warps=1
             )
-        scan_backward_kernel[grid, parts](
+        scan_backward_kernel[grid * parts,](
             grad_y, grad_states, u, delta, A, B, C, D, bias, order, checkpoints, carries, parked,
             du, ddelta, dA, dBC, dD, dbias, length, steps, dim, batch, routes, chunks,
             *grad_strides, *u_strides, *delta_strides, *B_strides, *C_strides, *table_strides(order),

@@ -64,10 +64,12 @@ def scan_backward_kernel(
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (batch x routes x blocks, chunks if carries else 1); dA, dD and dbias have a slice for each program
+    """Grid (batch x routes x blocks x (chunks if carries else 1)); dA, dD and dbias have a slice for each program
     of a block."""
     blocks = tl.cdiv(dim, BD)
-    pid = tl.program_id(0)
+    parts = 1 if carries is None else chunks
+    part = tl.program_id(0) % parts
+    pid = tl.program_id(0) // parts
     k = ((pid // blocks) % routes).to(tl.int64)
     b = (pid // blocks // routes).to(tl.int64)
     block = pid % blocks
@@ -90,8 +92,7 @@ def scan_backward_kernel(
     dBC += ((block.to(tl.int64) * batch + b) * L * routes + k) * 2 * N
     folded = fold_offsets(N, STAGES)
     chunk0 = (b * routes + k) * chunks
-    part = tl.program_id(1)
-    parked += (part.to(tl.int64) * tl.num_programs(0) + pid) * (CHUNK // U) * N * BD
+    parked += tl.program_id(0).to(tl.int64) * (CHUNK // U) * N * BD
     parking = tl.arange(0, BD)[None, :] * N + n
 
     A_tile = tl.load(A + k * dim * N + tile, mask=tile_inside, other=0.0)
@@ -172,7 +173,7 @@ def scan_backward_kernel(
                 tl.store(dBC + positions[i] * routes * 2 * N + folded, sums, mask=(folded >= 0) & visited)
         tl.debug_barrier()
 
-    out = ((b * routes + k) * tl.num_programs(1) + part) * dim
+    out = ((b * routes + k) * parts + part) * dim
     tl.store(dA + out * N + tile, dA_tile, mask=tile_inside)
     if dD is not None:
         tl.store(dD + out + d, dD_row, mask=inside)
@@ -190,11 +191,11 @@ def chunk_carry_kernel(
     """Gradient that every chunk hands to the one before it, a_t g_t at its first step, with nothing from later
     chunks; and its sum of dt.
 
-    Grid (batch x routes x blocks, chunks).
+    Grid (batch x routes x blocks x chunks).
     """
     blocks = tl.cdiv(dim, BD)
-    pid = tl.program_id(0)
-    c = tl.program_id(1)
+    pid = tl.program_id(0) // chunks
+    c = tl.program_id(0) % chunks
     k = ((pid // blocks) % routes).to(tl.int64)
     b = (pid // blocks // routes).to(tl.int64)
     d = (pid % blocks) * BD + tl.arange(0, BD)

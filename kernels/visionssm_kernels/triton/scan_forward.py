@@ -28,9 +28,11 @@ def scan_forward_kernel(
     u_b, u_l, u_k, delta_b, delta_l, delta_k, B_b, B_l, B_k, C_b, C_l, C_k, order_b, order_k,
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Grid (batch x routes x blocks, chunks if SPLIT else 1). With SPLIT, checkpoints are read: they must be final."""
+    """Grid (batch x routes x blocks x (chunks if SPLIT else 1)). With SPLIT, checkpoints are read: they must be final."""
     blocks = tl.cdiv(dim, BD)
-    pid = tl.program_id(0)
+    parts = chunks if SPLIT else 1
+    part = tl.program_id(0) % parts
+    pid = tl.program_id(0) // parts
     k = ((pid // blocks) % routes).to(tl.int64)
     b = (pid // blocks // routes).to(tl.int64)
     d = (pid % blocks) * BD + tl.arange(0, BD)
@@ -55,7 +57,7 @@ def scan_forward_kernel(
     last = chunks
     chunk0 = (b * routes + k) * chunks
     if SPLIT:
-        first = tl.program_id(1)
+        first = part
         last = first + 1
         h = tl.load(
             checkpoints + (chunk0 + first - 1) * dim * N + tile, mask=tile_inside & (first > 0), other=0.0
@@ -91,10 +93,10 @@ def chunk_state_kernel(
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """End state of every chunk from a zero start, and its sum of dt (B, K, chunks, D). Grid (batch x routes x
-    blocks, chunks)."""
+    blocks x chunks)."""
     blocks = tl.cdiv(dim, BD)
-    pid = tl.program_id(0)
-    c = tl.program_id(1)
+    pid = tl.program_id(0) // chunks
+    c = tl.program_id(0) % chunks
     k = ((pid // blocks) % routes).to(tl.int64)
     b = (pid // blocks // routes).to(tl.int64)
     d = (pid % blocks) * BD + tl.arange(0, BD)
