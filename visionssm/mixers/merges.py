@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionssm.scans import ScanOrder
+
 __all__ = ["GatedMerge", "RouteGate", "SearchMerge"]
 
 
@@ -58,13 +60,14 @@ class SearchMerge(nn.Module):
 
     Args:
         dim: D.
-        routes: K.
+        scan: the order whose K routes are mixed.
     """
 
-    def __init__(self, dim: int, routes: int) -> None:
+    def __init__(self, dim: int, scan: ScanOrder) -> None:
         super().__init__()
+        self.scan = scan
         self.gate = RouteGate(dim)
-        self.weights = nn.Parameter(1e-3 * torch.randn(routes))
+        self.weights = nn.Parameter(1e-3 * torch.randn(scan.num_routes))
 
     def forward(self, y_BLKD: Tensor) -> Tensor:
         """(B, L, K, D) -> (B, L, D)."""

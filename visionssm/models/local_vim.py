@@ -125,7 +125,7 @@ class LocalVim(PretrainedMixin, PlainModel):
                 d_inner=2 * dim,
                 d_state=d_state,
                 dt_rank=math.ceil(dim / 16),
-                merge=GatedMerge(2 * dim) if merge == "gate" else SearchMerge(2 * dim, order.num_routes),
+                merge=GatedMerge(2 * dim) if merge == "gate" else SearchMerge(2 * dim, patches),
                 slots=isinstance(order, WithSlots),
             )
             unscan_order = None if table is None else tokens(table)

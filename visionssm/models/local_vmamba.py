@@ -94,7 +94,7 @@ class LocalVMamba(PretrainedMixin, HierarchicalModel):
         def mixer(width: int, order: ScanOrder) -> ImageScan:
             joint: nn.Module | None = None
             if order.groups == 1:
-                joint = GatedMerge(2 * width) if merge == "gate" else SearchMerge(2 * width, order.num_routes)
+                joint = GatedMerge(2 * width) if merge == "gate" else SearchMerge(2 * width, order)
             return ImageScan(
                 width,
                 scan=order,
