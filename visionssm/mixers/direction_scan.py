@@ -19,7 +19,7 @@ from torch._guards import detect_fake_mode
 from visionssm.layers import init_A_log
 from visionssm.scans import RouteTable, ScanOrder, route_table
 
-from .functional import scan_routes
+from .functional import scan_routes, take_routes
 
 __all__ = ["DirectionScan", "arrivals", "visits"]
 
@@ -63,7 +63,7 @@ def visits(order_KT: Tensor, size: List[int]) -> Tuple[Tensor, Tensor]:  # noqa:
         size: S.
 
     Returns:
-        int64 (L, K) each: how many visits route k makes before that to the position, and the move of `arrivals`; 0 where
+        int64 (K, L) each: how many visits route k makes before that to the position, and the move of `arrivals`; 0 where
         it never comes by.
     """
     length = 1
@@ -74,7 +74,7 @@ def visits(order_KT: Tensor, size: List[int]) -> Tuple[Tensor, Tensor]:  # noqa:
     empty = torch.zeros_like(columns[:, :1]).expand(-1, length + 1)
     rank = empty.scatter(1, columns, real.long().cumsum(1) - 1)
     move = empty.scatter(1, columns, arrivals(order_KT, size))
-    return rank[:, :length].t().contiguous(), move[:, :length].t().contiguous()
+    return rank[:, :length], move[:, :length]
 
 
 @functools.lru_cache(maxsize=32)
@@ -98,15 +98,15 @@ class VisitTable(nn.Module):
         self.route_table = RouteTable(scan)
 
     def forward(self, x_BSC: Tensor) -> Tuple[Tensor, Tensor, Tensor]:  # noqa: UP006
-        """(B, *S, C) -> order (K, T), and rank and move (L, K)."""
+        """(B, *S, C) -> order (K, T), and rank and move (K, L)."""
         order_KT = self.route_table(x_BSC)
-        if torch.jit.is_scripting():
-            rank_LK, move_LK = visits(order_KT, x_BSC.shape[1:-1])
+        if torch.jit.is_scripting():  # noqa: SIM114  (TorchScript cannot read the next condition)
+            rank_KL, move_KL = visits(order_KT, list(x_BSC.shape[1:-1]))
         elif torch.compiler.is_compiling() or torch.compiler.is_exporting() or detect_fake_mode() is not None:
-            rank_LK, move_LK = visits(order_KT, list(x_BSC.shape[1:-1]))
+            rank_KL, move_KL = visits(order_KT, list(x_BSC.shape[1:-1]))
         else:
-            rank_LK, move_LK = _cached_visits(self.scan, tuple(x_BSC.shape[1:-1]), x_BSC.device)
-        return order_KT, rank_LK, move_LK
+            rank_KL, move_KL = _cached_visits(self.scan, tuple(x_BSC.shape[1:-1]), x_BSC.device)
+        return order_KT, rank_KL, move_KL
 
 
 class DirectionScan(nn.Module):
@@ -175,21 +175,21 @@ class DirectionScan(nn.Module):
     def scan(self, x_BSD: Tensor) -> Tensor:
         """The selective scan alone: (B, *S, D) -> (B, *S, D)."""
         x_BLD = x_BSD.flatten(1, -2)
-        order_KT, rank_LK, move_LK = self.visit_table(x_BSD)
-        proj_BLP = self.x_proj(x_BLD)
-        # The kernel reads everything where the route is: what it shall find there is laid there first.
-        proj_BLKP = proj_BLP[:, rank_LK] if self.raster_aligned else proj_BLP.unsqueeze(2)
+        order_KT, rank_KL, move_KL = self.visit_table(x_BSD)
+        proj_BLKP = self.x_proj(x_BLD).unsqueeze(2)
+        if self.raster_aligned:  # the kernel reads everything where the route is, so what it shall find is laid there
+            proj_BLKP = take_routes(proj_BLKP.expand(-1, -1, self.routes, -1), rank_KL)
         dt_low, B_BLKN, C_BLKN = proj_BLKP.split(self.dims, -1)
-        # A, D and the bias are float32 and stay so under autocast; the kernel's state is float32 too.
+        # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
         A_KDN = -torch.exp(self.A_log.float()).expand(self.routes, -1, -1)
         y = scan_routes(
             x_BLD.unsqueeze(2),
             self.dt_proj(dt_low).expand(-1, -1, self.routes, -1),
             A_KDN,
-            B_BLKN + F.embedding(move_LK, self.direction_B),
+            B_BLKN + F.embedding(move_KL.t(), self.direction_B),
             C_BLKN.expand(-1, -1, self.routes, -1),
-            self.D.float().expand(self.routes, -1),
-            2 * self.dt_bias.float().expand(self.routes, -1),
+            self.D.expand(self.routes, -1),
+            (2 * self.dt_bias).expand(self.routes, -1),
             order_KT,
             "sum",
         )

@@ -25,7 +25,7 @@ class FuseStates(nn.Module):
     """Sum of three depthwise 3x3 convolutions of dilation 1, 3 and 5, each with a factor; borders are replicated.
 
     Without gradients the three become one 11x11 kernel, made anew at every call, so it is never stale: equal up to rounding,
-    and on CPUs up to three times as fast on large maps. With gradients the three are faster.
+    and on CPUs up to three times as fast on large maps. With gradients the three are faster. All weights start as ones.
 
     Args:
         dim: D.
@@ -95,13 +95,11 @@ class StateFusion(nn.Module):
         self.reset_scan_parameters()
 
     def reset_scan_parameters(self) -> None:
-        """Draws x_proj, dt, A and D anew, as Mamba does; the fusion starts with ones."""
+        """Draws x_proj, dt, A and D anew, as Mamba does."""
         nn.init.uniform_(self.x_proj, -(self.x_proj.shape[-1] ** -0.5), self.x_proj.shape[-1] ** -0.5)
         init_dt(self.dt_proj, self.dt_bias)
         nn.init.zeros_(self.A_log)
         nn.init.ones_(self.D)
-        nn.init.ones_(self.fusion.kernels)
-        nn.init.ones_(self.fusion.alpha)
 
     def scan(self, x_BHWD: Tensor) -> Tensor:
         """Scan, fusion and readout: (B, H, W, D) -> (B, H, W, D)."""
@@ -109,9 +107,9 @@ class StateFusion(nn.Module):
         dt_low, B_BL1, C_BL1 = F.linear(x_BLD, self.x_proj).split(self.dims, -1)
         B_BLKN = B_BL1.unsqueeze(2).expand(-1, -1, self.routes, -1)
         delta_BLKD = F.linear(dt_low, self.dt_proj).unsqueeze(2).expand(-1, -1, self.routes, -1)
-        # A and the bias are float32 and stay so under autocast; the kernel's state is float32 too.
+        # A and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
         A_KDN = -torch.exp(self.A_log.float()).expand(self.routes, -1, -1)
-        bias_KD = self.dt_bias.float().expand(self.routes, -1)
+        bias_KD = self.dt_bias.expand(self.routes, -1)
         # With one value per state, C = 1 and no D, the scan's output is the state itself.
         ones = torch.ones_like(B_BLKN)
         order_KT = self.route_table(x_BHWD)
