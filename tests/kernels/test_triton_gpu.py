@@ -7,7 +7,18 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton, whose wheels are for Linux")
 
-from tests.kernels.triton_cases import CONVS, SCANS, Conv, Scan, limit, run_conv, run_scan, scan_inputs
+from tests.kernels.triton_cases import (
+    CONVS,
+    SCANS,
+    Conv,
+    Scan,
+    limit,
+    run_conv,
+    run_operators,
+    run_scan,
+    scan_inputs,
+)
+from tests.tolerances import TOLERANCES
 
 pytestmark = pytest.mark.gpu
 
@@ -50,6 +61,10 @@ def test_tiny(case: Scan | Conv) -> None:
 )
 def test_large(case: Scan | Conv) -> None:
     assert not too_large(case)
+
+
+def test_operators() -> None:
+    assert max(run_operators("cuda").values()) <= TOLERANCES[torch.float32]["atol"]
 
 
 def inputs_on_gpu(case: Scan) -> tuple:

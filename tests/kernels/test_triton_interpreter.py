@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.kernels.triton_cases import CONVS, SCANS, limit
+from tests.tolerances import TOLERANCES
 
 pytest.importorskip("triton", reason="needs Triton, whose wheels are for Linux")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # one minute on an idle core
@@ -40,6 +41,11 @@ def test_against_float64(results: dict[str, dict[str, float]], case: object) -> 
     assert found
     too_large = {name: error for name, error in found.items() if not error <= limit(case)}
     assert not too_large
+
+
+@pytest.mark.xdist_group("triton interpreter")
+def test_operators(results: dict[str, dict[str, float]]) -> None:
+    assert max(results["operators"].values()) <= TOLERANCES[torch.float32]["atol"]
 
 
 def test_reasons() -> None:

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -373,20 +374,39 @@ def run_conv(case: Conv, device: str) -> dict[str, object]:
     return errors(got, want, dict.fromkeys(names[:2], str(dtype)) | dict.fromkeys(names[2:], "torch.float32"))
 
 
+def run_operators(device: str) -> dict[str, float]:
+    """The public operators, which allow no result to share memory with another, against the reference implementation."""
+    from visionssm_kernels import route_conv, routed_scan
+
+    torch.manual_seed(0)
+    values, order = scan_inputs(Scan("", K=2, Ku=2), device)
+    weight, bias = torch.randn(2, 5, 3, device=device), torch.randn(2, 5, device=device)
+    found = []
+    for backend in ("reference", "triton"):
+        leaves = [v.clone().requires_grad_() for v in (*values.values(), weight, bias)]
+        *inputs, w, b = leaves
+        u = route_conv(inputs[0], w, b, order=order, silu=True, backend=backend)
+        y, states = routed_scan(u, *inputs[1:], order=order, return_states=True, backend=backend)
+        grads = torch.autograd.grad(y.square().sum() + states.square().sum(), leaves)
+        found.append({"y": y, "states": states} | {f"d{i}": g for i, g in enumerate(grads)})
+    want, got = ({k: v.detach() for k, v in results.items()} for results in found)
+    return errors(got, want, dict.fromkeys(want, "torch.float32"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
-    for case in [*SCANS, *CONVS]:
-        if arguments.only not in case.name:
-            continue
-        start = time.perf_counter()
-        result = (run_scan if isinstance(case, Scan) else run_conv)(case, "cpu")
-        seconds = time.perf_counter() - start
-        kind = type(case).__name__
-        print(json.dumps({"name": f"{kind} {case.name}", "seconds": seconds, "errors": result}), flush=True)
+    runs = [(f"Scan {case.name}", partial(run_scan, case, "cpu")) for case in SCANS]
+    runs += [(f"Conv {case.name}", partial(run_conv, case, "cpu")) for case in CONVS]
+    for name, run in [*runs, ("operators", partial(run_operators, "cpu"))]:
+        if arguments.only in name:
+            start = time.perf_counter()
+            found = run()
+            seconds = time.perf_counter() - start
+            print(json.dumps({"name": name, "seconds": seconds, "errors": found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -159,8 +159,11 @@ def routed_scan_backward(
     clear_unvisited(order, du, ddelta, dBC)
     if u.shape[2] != routes:
         du = du.sum(2, keepdim=True)
-    dB, dC = dBC.unbind(-2)
+    dB, dC = (  # no views of one buffer: results of a custom operator may not share memory
+        part.to(x.dtype, copy=True, memory_format=torch.contiguous_format)
+        for part, x in zip(dBC.unbind(-2), (B, C), strict=True)
+    )
     return (
-        du, ddelta, dA.sum((0, 2)), dB.to(B.dtype), dC.to(C.dtype),
+        du, ddelta, dA.sum((0, 2)), dB, dC,
         None if dD is None else dD.sum((0, 2)), None if dbias is None else dbias.sum((0, 2)),
     )  # fmt: skip
