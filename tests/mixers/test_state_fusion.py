@@ -105,7 +105,7 @@ def test_scan_and_gradients_are_those_of_the_loop(name: str) -> None:
 def test_published_initial_values() -> None:
     mixer = StateFusion(8, scan=create_scan("raster"), d_inner=512, dt_rank=4)
     dt = F.softplus(mixer.dt_bias)
-    assert 1e-4 <= dt.min()
+    assert dt.min() >= 1e-4
     assert dt.max() <= 0.1001
     assert mixer.dt_proj.abs().max() <= 4**-0.5
     for value, param in ((0, mixer.A_log), (1, mixer.D), (1, mixer.fusion.kernels), (1, mixer.fusion.alpha)):
