@@ -102,9 +102,9 @@ def routed_scan(
             warn_if_slow(name, backend, u.shape[0] * K * steps * A[0].numel(), device, u.dtype, d_state)
         y, states = _PLAIN_TORCH[name].routed_scan(u, delta, A, B, C, D, bias, order, softplus, merge, return_states)
     else:
-        needs_grad = torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in (u, delta, A, B, C, D, bias)
-        )
+        # an exported program must not hold a size that chunks decide; its backward would run the forward again
+        needs_grad = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        needs_grad = needs_grad and any(t is not None and t.requires_grad for t in (u, delta, A, B, C, D, bias))
         y, _, states = torch.ops.visionssm.routed_scan(
             u, delta, A, B, C, D, bias, order, softplus, merge, needs_grad, return_states, name
         )

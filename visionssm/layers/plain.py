@@ -226,8 +226,9 @@ class PlainModel(nn.Module):
         if global_pool is not None:
             self.global_pool = self._check_pool(global_pool)
         weight = self.norm.weight
-        head = nn.Linear(self.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
-        self.head = head if num_classes > 0 else nn.Identity()
+        self.head = nn.Identity()
+        if num_classes > 0:
+            self.head = nn.Linear(self.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
 
     def embed(self, x: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         """Image to tokens with positions (B, L, C), and the patch map (B, H', W', C)."""

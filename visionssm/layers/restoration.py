@@ -64,7 +64,7 @@ class ResidualGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        y = checkpoint_seq(self.blocks, x) if self.grad_checkpointing and self.training else self.blocks(x)
+        y = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
         return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -186,7 +186,7 @@ class RestorationModel(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory in training: blocks are run again in the backward pass."""
+        """Trades time for memory: blocks are run again in the backward pass."""
         for group in self.groups:
             group.grad_checkpointing = enable
 

@@ -9,7 +9,7 @@ import torch
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from .plain import resize_positions
+from .plain import _is_open, resize_positions
 
 __all__ = ["GridRope", "rope_tables"]
 
@@ -73,7 +73,7 @@ class GridRope(nn.Module):
         """Tokens turned by their place; the patches only tell the grid."""
         cos, sin = self.cos, self.sin
         height, width = patches_BHWC.shape[1], patches_BHWC.shape[2]
-        if height != self.grid[0] or width != self.grid[1]:
+        if _is_open(height, width) or height != self.grid[0] or width != self.grid[1]:
             cos = resize_positions(cos.unsqueeze(0), self.grid, (height, width))[0]
             sin = resize_positions(sin.unsqueeze(0), self.grid, (height, width))[0]
         pairs = tokens_BLC.unflatten(-1, (-1, 2))
