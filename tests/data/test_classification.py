@@ -154,6 +154,13 @@ def test_augmentation_is_a_function_of_the_seed(augment: AugmentConfig) -> None:
     assert first[0].dtype == torch.float32
 
 
+def test_randaugment_survives_every_strength() -> None:
+    image = Image.effect_noise((20, 20), 60).convert("RGB")
+    transform = build_train_transform(AugmentConfig(auto_augment="rand-m10-n8-inc1"), STATS)
+    for seed in range(40):  # at full strength posterize keeps 0 bits
+        transform(image, seed)
+
+
 def test_albumentations_choices_are_independent() -> None:
     stats = InputStats(size=(2, 2), mean=(0.0,) * 3, std=(1.0,) * 3)
     augment = AugmentConfig(library="albumentations", pipeline=PIPELINE[1:])

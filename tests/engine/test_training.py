@@ -28,10 +28,7 @@ STRONG = {  # every source of randomness at once
     "optimizer": {"clip_grad": 1.0},
     "schedule": {"warmup_epochs": 1},
 }
-PLAIN = {
-    "optimizer": {"name": "sgd", "lr": 0.05},
-    "run": {"epochs": 1},
-}  # Adam would blow rounding up to a whole step
+PLAIN = {"optimizer": {"name": "sgd", "lr": 0.05}}  # Adam would blow rounding up to a whole step
 
 
 def final_state(folder: str, name: str = "last.pt") -> dict[str, Any]:
@@ -82,7 +79,8 @@ def test_a_run_leaves_a_complete_folder(recipe, tmp_path: Path) -> None:
     assert [int(row["epoch"]) for row in rows] == [1, 2]
     assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
     for picture in ("curves.png", "confusion.png"):
-        assert Image.open(folder / picture).width > 300
+        with Image.open(folder / picture) as image:
+            assert image.width > 300
     assert list((folder / "tensorboard").glob("events.*"))
 
     best = final_state(config.run.output, "best.pt")
@@ -256,11 +254,11 @@ def test_a_run_is_not_overwritten_by_accident(recipe) -> None:
     [
         ({"model": {"name": "vmamba_tyni_s1l8"}}, "did you mean .*vmamba_tiny_s1l8"),
         ({"model": {"name": "test_vit", "kwargs": {"deep": 3}}}, "cannot be built: .*deep"),
-        ({"model": {"name": "test_vit", "checkpoint": "none.pth"}}, "cannot be built: .*none.pth"),
+        ({"model": {"name": "test_vit", "checkpoint": "none.pth"}}, "none.pth: no such file"),
         ({"optimizer": {"name": "adamv"}}, "did you mean adam"),
         ({"schedule": {"name": "cosin"}}, "did you mean cosine"),
         ({"schedule": {"warmup_epochs": 9}}, "must be less than run.epochs=2"),
-        ({"run": {"precision": "fp16"}}, "run.precision=fp16"),
+        ({"run": {"precision": "fp16"}}, "fp16 needs a GPU"),
         ({"data": {"name": "folder", "path": "nowhere"}}, "nowhere: no such folder"),
     ],
 )

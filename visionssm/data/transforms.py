@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.auto_augment import posterize
 
 from visionssm.data.errors import DataError, did_you_mean
 from visionssm.data.seeding import seed_of, seeded
@@ -116,12 +117,28 @@ def build_train_transform(augment: AugmentConfig, stats: InputStats) -> TrainTra
         re_prob=augment.random_erasing,
         re_mode=augment.erasing_mode,
     )
+    _repair_posterize(transform)
 
     def apply(image: Image.Image, seed: int) -> torch.Tensor:
         with seeded(seed):
             return transform(image)
 
     return apply
+
+
+def _repair_posterize(transform: Any) -> None:
+    """timm's policies ask for as few as 0 bits, for which Pillow gave a black image, and now an error."""
+    for step in getattr(transform, "transforms", ()):
+        policies = getattr(step, "policy", ())
+        for op in (*getattr(step, "ops", ()), *(op for policy in policies for op in policy)):
+            if getattr(op, "aug_fn", None) is posterize:
+                op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return posterize(image, bits_to_keep, **options)
 
 
 class _Albumentations:

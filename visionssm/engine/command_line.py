@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from visionssm.data.errors import UserError
+from visionssm.engine.loop import open_accelerator
 
 __all__ = ["add_device_options", "open_device", "print_table", "user_errors"]
 
@@ -41,10 +42,7 @@ def open_device(args: argparse.Namespace) -> Accelerator:
     Raises:
         UserError: If the device lacks the precision.
     """
-    try:
-        return Accelerator(mixed_precision=args.precision, cpu=args.cpu)
-    except ValueError as error:
-        raise UserError(f"--precision {args.precision}: {error}") from error
+    return open_accelerator(args.precision, cpu=args.cpu)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, limit: int | None = None) -> None:

@@ -35,7 +35,7 @@ from visionssm.engine.settings import (
     build_schedule,
 )
 
-__all__ = ["DivergedError", "Place", "Task", "Trainer", "build_accelerator"]
+__all__ = ["DivergedError", "Place", "Task", "Trainer", "build_accelerator", "open_accelerator"]
 
 # What may differ when a run is resumed, because it does not change what is computed (rounding apart).
 FREE_KEYS = (
@@ -104,16 +104,28 @@ class TrainerState:
     best_score: float | None = None
 
 
+def open_accelerator(precision: str, *, cpu: bool = False, compile_backend: str | None = None) -> Accelerator:
+    """accelerate's device, precision ("no", "bf16", "fp16") and torch.compile backend.
+
+    Raises:
+        UserError: If they are not to be had together.
+    """
+    try:
+        accelerator = Accelerator(mixed_precision=precision, cpu=cpu, dynamo_backend=compile_backend)
+    except ValueError as error:
+        raise UserError(f"precision {precision}, compile {compile_backend}: {error}") from error
+    if precision == "fp16" and accelerator.scaler is None:  # accelerate would train in float32 without a word
+        raise UserError(f"precision fp16 needs a GPU, this is {accelerator.device.type}; use bf16 or no")
+    return accelerator
+
+
 def build_accelerator(run: RunConfig, *, cpu: bool = False) -> Accelerator:
     """accelerate's view of the launch: one process, or several under `accelerate launch` or `torchrun`.
 
     Raises:
         UserError: If the precision is not available on the device.
     """
-    try:
-        accelerator = Accelerator(mixed_precision=run.precision, cpu=cpu, dynamo_backend=run.compile)
-    except ValueError as error:
-        raise UserError(f"run.precision={run.precision}, run.compile={run.compile}: {error}") from error
+    accelerator = open_accelerator(run.precision, cpu=cpu, compile_backend=run.compile)
     if run.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False

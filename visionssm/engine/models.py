@@ -72,6 +72,8 @@ def build_classifier(config: ModelConfig, *, num_classes: int, image_size: int |
     if config.drop_path is not None:
         options["drop_path_rate"] = config.drop_path
     request = {} if image_size is None else {"img_size": image_size}
+    if config.checkpoint is not None and not Path(config.checkpoint).is_file():
+        raise UserError(f"model.checkpoint={config.checkpoint}: no such file")
     try:
         arguments = resolve_model_input_args(config.name, request, **options)
         if config.checkpoint is not None:
