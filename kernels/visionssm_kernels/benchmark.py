@@ -1,0 +1,334 @@
+"""Times every implementation that can run here: python -m visionssm_kernels.benchmark [--device cpu] [--json PATH] [--quick].
+
+Shapes are those of published backbones at their usual input. Each figure is the median of repeats after a warm-up (the
+baseline's of fewer, or its first run alone, where it takes long). The baseline is a loop over steps with the semantics of
+mamba_ssm's `selective_scan_ref`, on all routes at once, on inputs that were already permuted for it. Its time under autograd
+grows with L^2, so on long sequences its gradient is skipped and said to be (`--whole-loop` runs it, in minutes). The machine's
+limits (copy bandwidth, exponentials per second out of the L1 cache) are measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import backends, routed_scan
+
+__all__ = ["SHAPES", "Shape", "Timing", "main", "run"]
+
+BASELINE = "step loop"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One selective scan of a published model: B batch, K routes, Ku 1 or K, D channels, N states, L positions."""
+
+    what: str
+    batch: int
+    routes: int
+    input_routes: int
+    channels: int
+    states: int
+    size: tuple[int, ...]
+
+    @property
+    def positions(self) -> int:
+        total = 1
+        for extent in self.size:
+            total *= extent
+        return total
+
+    @property
+    def exponentials(self) -> int:
+        return self.batch * self.routes * self.channels * self.states * self.positions
+
+    def bytes(self, element_size: int) -> int:
+        """What a forward must move at least: u and y once, delta, B and C of every route."""
+        rows = self.channels * (self.input_routes + 1 + self.routes) + 2 * self.routes * self.states
+        return self.batch * self.positions * rows * element_size
+
+
+SHAPES = {
+    "vmT1": Shape("VMamba-T, stage 1, one image", 1, 4, 1, 192, 1, (56, 56)),
+    "vmT3": Shape("VMamba-T, stage 3, 8 images", 8, 4, 1, 768, 1, (14, 14)),
+    "vimT": Shape("Vim-T, 8 images", 8, 2, 2, 384, 16, (197,)),
+    "mambair": Shape("MambaIR, one 64 x 64 tile", 1, 4, 1, 360, 16, (64, 64)),
+    "seg": Shape("SegMamba, one 32^3 volume", 1, 3, 1, 96, 16, (32, 32, 32)),
+}
+QUICK = {
+    "vm-small": Shape("four routes, one state", 1, 4, 1, 64, 1, (12, 12)),
+    "vim-small": Shape("two routes, 16 states", 2, 2, 2, 64, 16, (65,)),
+}
+_LOOP_GRADIENT_ELEMENTS = 2_000_000_000  # B K D N L^2 above which the loop's gradient is not run (24 bytes moved for each)
+_LOOP_REPEATS = 3
+_LOOP_ONCE_STEPS, _LOOP_ONCE_ELEMENTS = 5000, 1_000_000_000  # L, B K D N L^2 above which the loop, its gradient, run once
+
+
+@dataclass
+class Timing:
+    """One implementation on one shape; seconds are None where it was not run, and `note` says why."""
+
+    shape: str
+    backend: str
+    dtype: str
+    forward_s: float | None
+    both_s: float | None
+    forward_ratio: float | None = None
+    both_ratio: float | None = None
+    of_bandwidth: float | None = None
+    of_exponentials: float | None = None
+    peak_bytes: int | None = None
+    note: str = ""
+
+
+def make_routes(shape: Shape, device: torch.device) -> Tensor:
+    """Row by row, each other axis first, and back: (K, L) int32."""
+    index = torch.arange(shape.positions).view(shape.size)
+    forward = [index.movedim(axis, 0).flatten() for axis in range(len(shape.size))]
+    routes = [*forward, *(route.flip(0) for route in forward)]
+    return torch.stack(routes[: shape.routes]).to(device=device, dtype=torch.int32)
+
+
+def make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """u, delta, A, B, C, D, bias in the layouts that a model makes, all with gradients."""
+    B, K, D, N, L = shape.batch, shape.routes, shape.channels, shape.states, shape.positions
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(device=device, dtype=dtype)
+
+    delta = (0.5 * normal(K, B * L, D)).view(K, B, L, D).permute(1, 2, 0, 3)
+    projection = normal(B, L, K, 8 + 2 * N)
+    A = -torch.arange(1.0, N + 1, device=device).expand(K, D, N).contiguous()
+    bias = torch.linspace(-6, -2, K * D, device=device).view(K, D)
+    inputs = [normal(B, L, shape.input_routes, D), delta, A, projection[..., 8 : 8 + N], projection[..., 8 + N :],
+              torch.ones(K, D, device=device), bias]  # fmt: skip
+    return [x.detach().requires_grad_() for x in inputs]
+
+
+def step_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
+    """The semantics of mamba_ssm's `selective_scan_ref` for K groups: u, delta (B, K, D, L), B, C (B, K, N, L), float32."""
+    delta = F.softplus(delta + bias[..., None])
+    decay = torch.exp(torch.einsum("bkdl,kdn->bkdln", delta, A))
+    inputs = torch.einsum("bkdl,bknl,bkdl->bkdln", delta, B, u)
+    state, outputs = torch.zeros_like(decay[:, :, :, 0]), []
+    for step in range(u.shape[-1]):
+        state = decay[:, :, :, step] * state + inputs[:, :, :, step]
+        outputs.append(torch.einsum("bkdn,bkn->bkd", state, C[..., step]))
+    return torch.stack(outputs, -1) + u * D[..., None]
+
+
+def _loop_inputs(inputs: Sequence[Tensor], order: Tensor) -> list[Tensor]:
+    """Permuted ahead of time, which the baseline would otherwise pay for."""
+    u, delta, A, B, C, D, bias = (x.detach() for x in inputs)
+    K = delta.shape[2]
+
+    def steps(x: Tensor) -> Tensor:
+        x = x.float().expand(-1, -1, K, -1)
+        routes = [x[:, order[k].long(), k] for k in range(K)]
+        return torch.stack(routes, 1).transpose(2, 3).contiguous()
+
+    ready = [steps(u), steps(delta), A, steps(B), steps(C), D, bias]
+    return [x.requires_grad_() for x in ready]
+
+
+def _median_seconds(function: Callable[[], object], device: torch.device, repeats: int) -> float:
+    def timed() -> float:
+        _wait(device)
+        start = time.perf_counter()
+        function()
+        _wait(device)
+        return time.perf_counter() - start
+
+    first = timed()  # compiles, allocates
+    if repeats == 1:
+        return first
+    return statistics.median(timed() for _ in range(repeats))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _gradients(y: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> None:
+    torch.autograd.grad(y, inputs, grad)
+
+
+def _time(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], device: torch.device, repeats: int, gradient_repeats: int
+) -> tuple[float, float | None, int | None]:
+    """Seconds of the forward alone, of forward and backward, and the peak memory of the latter (CUDA only)."""
+    with torch.no_grad():
+        forward = _median_seconds(lambda: function(*inputs), device, repeats)
+        y = function(*inputs)
+    if gradient_repeats == 0:
+        return forward, None, None
+    grad = torch.randn_like(y)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    both = _median_seconds(lambda: _gradients(function(*inputs), inputs, grad), device, gradient_repeats)
+    peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
+    return forward, both, peak
+
+
+def copy_bandwidth(device: torch.device, megabytes: int = 64) -> float:
+    """Bytes read and written per second by torch's own copy."""
+    source = torch.ones(megabytes << 18, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / _median_seconds(lambda: target.copy_(source), device, 7)
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """Hardware, versions, threads and measured limits."""
+    facts: dict[str, object] = {
+        "processor": _processor(), "threads": torch.get_num_threads(), "system": platform.platform(),
+        "python": platform.python_version(), "torch": torch.__version__, "device": str(device),
+        "copy_bytes_per_s": copy_bandwidth(device),
+    }  # fmt: skip
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    elif backends(device)["numba"] is None:
+        import numba
+
+        from .cpu.probe import exp_throughput
+        from .cpu.simd import LANES
+
+        facts |= {"numba": numba.__version__, "lanes": LANES, "exp_per_s": exp_throughput()}
+    return facts
+
+
+def _processor() -> str:
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text().splitlines() if names.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _time_shape(
+    name: str, shape: Shape, dtype: torch.dtype, device: torch.device, facts: dict[str, object], repeats: int,
+    whole_loop: bool,
+) -> list[Timing]:  # fmt: skip
+    inputs, order = make_inputs(shape, dtype, device), make_routes(shape, device)
+    label = str(dtype).removeprefix("torch.")
+    squared, ready = shape.exponentials * shape.positions, _loop_inputs(inputs, order)
+    gradient = whole_loop or squared <= _LOOP_GRADIENT_ELEMENTS
+    few = 1 if shape.positions > _LOOP_ONCE_STEPS else min(repeats, _LOOP_REPEATS)
+    few_gradients = 1 if squared > _LOOP_ONCE_ELEMENTS else few
+    loop_forward, loop_both, peak = _time(step_loop, ready, device, few, few_gradients if gradient else 0)
+    note = "" if gradient else "gradient not run: quadratic in L under autograd"
+    rows = [Timing(name, BASELINE, "float32", loop_forward, loop_both, 1.0, 1.0 if gradient else None, peak_bytes=peak)]
+    rows[0].note = note
+    report = backends(device, dtype, d_state=shape.states)
+    for backend in report:
+        if report[backend] is not None or backend == "reference":  # the reference is a step loop as well
+            reason = report[backend] or "a loop over steps like the baseline"
+            rows.append(Timing(name, backend, label, None, None, note=f"not run: {reason}"))
+            continue
+
+        def scan(*tensors: Tensor, chosen: str = backend) -> Tensor:
+            return routed_scan(*tensors, order=order, backend=chosen)
+
+        forward, both, peak = _time(scan, inputs, device, repeats, repeats)
+        row = Timing(name, backend, label, forward, both, loop_forward / forward, peak_bytes=peak)
+        row.both_ratio = loop_both / both if loop_both and both else None
+        row.of_bandwidth = shape.bytes(inputs[0].element_size()) / forward / float(str(facts["copy_bytes_per_s"]))
+        if "exp_per_s" in facts:
+            row.of_exponentials = shape.exponentials / forward / float(str(facts["exp_per_s"]))
+        rows.append(row)
+    return rows
+
+
+def run(shapes: dict[str, Shape], *, device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 7,
+        whole_loop: bool = False, report: Callable[[str], object] = lambda line: None) -> dict[str, object]:  # fmt: skip
+    """Times all implementations.
+
+    Args:
+        shapes: what to time, by name; see `SHAPES`.
+        device: where.
+        dtype: of u, delta, B and C; the baseline always runs in float32.
+        repeats: how many runs, after one that is not counted, a figure is the median of.
+        whole_loop: also run the baseline's gradient where it is quadratic in L and takes minutes.
+        report: called with every line of the table as it is ready.
+
+    Returns:
+        {"machine": ..., "repeats": ..., "timings": [...]}, ready for JSON.
+    """
+    where = torch.device(device)
+    facts = machine(where)
+    timings: list[Timing] = []
+    report(_describe(facts, repeats))
+    report(_HEADER)
+    for name, shape in shapes.items():
+        for row in _time_shape(name, shape, dtype, where, facts, repeats, whole_loop):
+            timings.append(row)
+            report(_line(row))
+    described = {name: asdict(shape) for name, shape in shapes.items()}
+    return {"machine": facts, "repeats": repeats, "shapes": described, "timings": [asdict(row) for row in timings]}
+
+
+_HEADER = (
+    f"{'shape':<10}{'implementation':<16}{'fwd ms':>10}{'fwd+bwd ms':>12}{'fwd x loop':>12}{'both x loop':>12}"
+    f"{'of copy':>9}{'of exp':>8}{'peak MB':>9}"
+)
+
+
+def _describe(facts: dict[str, object], repeats: int) -> str:
+    lines = [f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in facts.items()]
+    lines.append(f"figures: median of {repeats} runs after one warm-up; 'of copy', 'of exp': forward against the measured limits")
+    return "\n".join(lines)
+
+
+def _line(row: Timing) -> str:
+    def cell(value: float | None, width: int, form: str, scale: float = 1.0) -> str:
+        return f"{'-' if value is None else format(value * scale, form):>{width}}"
+
+    return (
+        f"{row.shape:<10}{row.backend:<16}{cell(row.forward_s, 10, '.2f', 1e3)}{cell(row.both_s, 12, '.2f', 1e3)}"
+        f"{cell(row.forward_ratio, 12, '.1f')}{cell(row.both_ratio, 12, '.1f')}{cell(row.of_bandwidth, 9, '.0%')}"
+        f"{cell(row.of_exponentials, 8, '.0%')}{cell(row.peak_bytes, 9, '.0f', 1e-6)}  {row.note}"
+    ).rstrip()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m visionssm_kernels.benchmark", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), help="default: all")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="small shapes, three repeats: does it run at all?")
+    parser.add_argument("--whole-loop", action="store_true", help="run the baseline's gradient however long it takes")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args(arguments)
+    if options.quick and options.shapes:
+        parser.error("--quick has its own shapes: leave --shapes out")
+    if options.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {options.repeats}")
+    shapes = QUICK if options.quick else {name: SHAPES[name] for name in options.shapes or SHAPES}
+    repeats = 3 if options.quick else options.repeats
+    dtype = getattr(torch, options.dtype)
+    result = run(shapes, device=options.device, dtype=dtype, repeats=repeats, whole_loop=options.whole_loop, report=_print)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
