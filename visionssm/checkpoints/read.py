@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     except Exception as error:  # torch and pickle raise whatever their parsers stumble on
         size = path.stat().st_size
         raise CheckpointError(f"{path} ({size} bytes) is truncated or no checkpoint: {_first_line(error)}") from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or isinstance(content, _Inert):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content
 
@@ -101,9 +100,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
 def _load_pickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        if not zipfile.is_zipfile(path) and path.stat().st_size < 1024:
-            raise
+    except pickle.UnpicklingError:  # also what it says of objects other than tensors
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_InertPickle())
 
 

@@ -29,7 +29,7 @@ class ImageScan(nn.Module):
     Args:
         dim: C, channels in and out.
         scan: order of the routes; its rank says whether this reads images or volumes. An order with channel groups
-            (GroupMamba) gives each route its share of the channels.
+            (GroupMamba, MHS-VM) gives each group of routes its share of the channels.
         d_inner: D, channels of the scan.
         d_state: N.
         dt_rank: R, rank of the step-size projection.
@@ -59,8 +59,10 @@ class ImageScan(nn.Module):
             raise ValueError(f"ImageScan reads images and volumes, but {scan!r} reads rank {scan.ndim}")
         if scan.segmented:
             raise ValueError(f"{scan!r} restarts the state inside a route, which ImageScan does not do")
-        if d_inner % scan.groups or (scan.groups > 1 and scan.groups != scan.num_routes):
-            raise ValueError(f"{scan!r}: {scan.groups} channel groups do not fit d_inner={d_inner}")
+        if d_inner % scan.groups:
+            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which d_inner={d_inner} is not")
+        if merge is not None and scan.groups > 1:
+            raise ValueError(f"{scan!r} concatenates its {scan.groups} channel groups, so merge must be None")
         routes, channels = scan.num_routes, d_inner // scan.groups
         self.dims = (dt_rank, d_state, d_state)
         self.groups = scan.groups
@@ -100,7 +102,8 @@ class ImageScan(nn.Module):
             proj = nn.functional.linear(x_BLD, self.x_proj.flatten(0, 1)).unflatten(-1, self.x_proj.shape[:2])
             u_BLKD = x_BLD.unsqueeze(2)
         else:
-            u_BLKD = x_BLD.unflatten(-1, (self.groups, -1))
+            u_BLGD = x_BLD.unflatten(-1, (self.groups, -1))
+            u_BLKD = u_BLGD.repeat_interleave(self.x_proj.shape[0] // self.groups, dim=2)
             proj = torch.einsum("blkd,kcd->blkc", u_BLKD, self.x_proj)
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
         delta_BLKD = torch.einsum("blkr,kdr->blkd", dt_low, self.dt_proj)
@@ -120,7 +123,8 @@ class ImageScan(nn.Module):
         if self.unscan_table is not None:
             y = take_routes(y, self.unscan_table(x_BSD))
         if not self.merge_in_kernel:
-            y = self.merge(y) if self.groups == 1 else y.flatten(2)
+            # groups are concatenated, the routes within a group added up
+            y = self.merge(y) if self.groups == 1 else y.unflatten(2, (self.groups, -1)).sum(3).flatten(2)
         return y.view_as(x_BSD)
 
     def forward(self, x: Tensor) -> Tensor:

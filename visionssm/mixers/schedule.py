@@ -46,4 +46,6 @@ def _order(choice: str | ScanOrder | Mapping[str, Any], ndim: int) -> ScanOrder:
         order = create_scan(order.name, **{**order.options, "ndim": ndim})
     if order.ndim != ndim:
         raise ValueError(f"{order!r} reads images of rank {order.ndim}, but this model has rank {ndim}")
+    if order.segmented:
+        raise ValueError(f"{order!r} restarts the state inside a route, which no mixer here does")
     return order
