@@ -44,6 +44,7 @@ def main() -> None:
         )
         scores = metrics["scores"]
         print(f"{metrics['evaluated_on']} accuracy: {scores['top1']:.4f} (top-5 {scores['top5']:.4f})")
+        print(f"predicted by the exported model, loaded again from {config.run.output}")
         print(f"best epoch {metrics['best_epoch']} of {metrics['epochs']}, {metrics['seconds']:.0f} s")
         print(f'load it with timm.create_model("local-dir:{config.run.output}", pretrained=True)')
     PartialState().destroy_process_group()

@@ -126,6 +126,8 @@ def build_accelerator(run: RunConfig, *, cpu: bool = False) -> Accelerator:
         UserError: If the precision is not available on the device.
     """
     accelerator = open_accelerator(run.precision, cpu=cpu, compile_backend=run.compile)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
     if run.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False

@@ -16,7 +16,12 @@ from visionssm.engine.config import ConfigError
 
 __all__ = ["EmaConfig", "OptimizerConfig", "RunConfig", "ScheduleConfig", "build_optimizer", "build_schedule"]
 
-SCHEDULES = ("cosine", "tanh", "constant", "poly")  # timm's that need no more than the fields of ScheduleConfig
+SCHEDULES = (
+    "cosine",
+    "tanh",
+    "constant",
+    "poly",
+)  # timm's that need no more than the fields of ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,8 @@ class RunConfig:
         precision: "no" (float32), "bf16" or "fp16" (GPUs only, with loss scaling).
         compile: torch.compile backend ("inductor"), or None.
         deterministic: Ask torch for deterministic GPU algorithms; CPUs are deterministic anyway.
+        threads: CPU threads per process, or None for torch's choice. Rounding depends on it, so set it where the same
+            bits are wanted on machines with different numbers of cores.
         checkpoint_every: Updates between checkpoints inside an epoch; None: only at the end of each epoch.
         log_every: Updates between TensorBoard points.
         tensorboard: Write TensorBoard events.
@@ -46,6 +53,7 @@ class RunConfig:
     precision: Literal["no", "bf16", "fp16"] = "no"
     compile: str | None = None
     deterministic: bool = False
+    threads: int | None = None
     checkpoint_every: int | None = None
     log_every: int = 50
     tensorboard: bool = True
@@ -57,6 +65,8 @@ class RunConfig:
                 raise ConfigError(f"run.{name}={getattr(self, name)} must be at least 1")
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise ConfigError(f"run.checkpoint_every={self.checkpoint_every} must be at least 1, or null")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"run.threads={self.threads} must be at least 1, or null")
         if self.seed < 0:
             raise ConfigError(f"run.seed={self.seed} must not be negative")
 
