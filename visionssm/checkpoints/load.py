@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models._manipulate import adapt_input_conv
@@ -53,8 +53,9 @@ def convert(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
         tensors = layout.convert(tensors, model)
     for key, tensor in tensors.items():
         wanted = ours.get(key)
-        may = wanted is not None and wanted.numel() == tensor.numel()
-        if may and any(re.search(pattern, key) for pattern in layout.reshape):
+        if wanted is None or wanted.numel() != tensor.numel():
+            continue
+        if any(re.search(pattern, key) for pattern in layout.reshape):
             tensors[key] = tensor.reshape(wanted.shape)
     return tensors
 
@@ -151,7 +152,7 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str
 class PretrainedMixin:
     """Gives a model timm's `load_pretrained(path)`, which reads published files that plain weights_only loading refuses."""
 
-    @torch.jit.ignore
+    @cast("Callable[..., Any]", torch.jit.ignore)
     def load_pretrained(self, path: str | Path) -> None:
         """Loads a published or own checkpoint, fitting input channels, classes and position tables.
 

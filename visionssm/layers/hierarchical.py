@@ -6,9 +6,10 @@ from typing import List, Optional, Tuple, Union  # noqa: UP035  (TorchScript rea
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+
+from .typing import checkpointed, unscripted
 
 __all__ = ["HierarchicalModel", "Stage"]
 
@@ -31,7 +32,9 @@ class Stage(nn.Module):
         """(B, H, W, C) -> (B, H', W', C')."""
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
+            for block in self.blocks:
+                x = checkpointed(block, x)
+            return x
         return self.blocks(x)
 
 
@@ -75,11 +78,11 @@ class HierarchicalModel(nn.Module):
             for i, (dim, stride) in enumerate(zip(dims, strides, strict=True))
         ]
         self.stem = stem
-        self.stages = nn.Sequential(*stages)
+        self.stages: nn.Sequential = nn.Sequential(*stages)
         self.norm = norm
         self.head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
 
-    @torch.jit.ignore
+    @unscripted
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Parameter groups for layer-wise learning rates, in timm's form."""
         blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.downsample", (0,)),
@@ -87,13 +90,14 @@ class HierarchicalModel(nn.Module):
                                                    (r"^norm", (99999,))]  # fmt: skip
         return {"stem": r"^stem", "blocks": blocks}
 
-    @torch.jit.ignore
+    @unscripted
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory: blocks are run again in the backward pass."""
         for stage in self.stages:
+            assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
+    @unscripted
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.head.fc
@@ -134,7 +138,7 @@ class HierarchicalModel(nn.Module):
         # TorchScript cannot slice the stages
         stages = self.stages if torch.jit.is_scripting() or not stop_early else self.stages[: max_index + 1]
         i = 0
-        for i, stage in enumerate(stages):
+        for i, stage in enumerate(stages):  # pyright: ignore[reportArgumentType]
             x = stage(x)
             if i in take_indices:
                 feature = self.norm(x) if norm and i == last else x
@@ -145,13 +149,13 @@ class HierarchicalModel(nn.Module):
             return intermediates
         return self.norm(x) if i == last else x, intermediates
 
-    @torch.jit.ignore
+    @unscripted
     def prune_intermediate_layers(
         self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
         """Drops the stages after the last chosen one, in timm's form."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: max_index + 1]
+        self.stages = self.stages[: max_index + 1]  # pyright: ignore[reportAttributeAccessIssue]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:

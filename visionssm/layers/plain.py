@@ -10,10 +10,11 @@ from typing import Any, List, Optional, Tuple, Union  # noqa: UP035  (TorchScrip
 import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
-from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
+
+from .typing import checkpointed, unscripted
 
 __all__ = ["PatchEmbed", "PlainModel", "add_positions", "resize_positions"]
 
@@ -164,13 +165,13 @@ class PlainModel(nn.Module):
         length = self.grid_size[0] * self.grid_size[1] + int(class_token)
         self.pos_embed = nn.Parameter(torch.zeros(1, length, dim)) if pos_embed else None
         self.prepare = NoPreparation() if prepare is None else prepare
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks: nn.ModuleList = nn.ModuleList(blocks)
         self.norm = norm
         self.global_pool = self._check_pool(global_pool)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(dim, num_classes) if num_classes > 0 else nn.Identity()
 
-    @torch.jit.ignore
+    @unscripted
     def _check_pool(self, global_pool: str) -> str:
         if global_pool not in ("token", "avg", ""):
             raise ValueError(f"global_pool must be 'token', 'avg' or '', got {global_pool!r}")
@@ -178,7 +179,7 @@ class PlainModel(nn.Module):
             raise ValueError(f"{type(self).__name__} was built without a class token: global_pool cannot be 'token'")
         return global_pool
 
-    @torch.jit.ignore
+    @unscripted
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Makes the position embedding for another image size, resizing its values."""
         new = self.patch_embed.grid_size(to_2tuple(img_size))
@@ -188,7 +189,7 @@ class PlainModel(nn.Module):
             self.pos_embed = nn.Parameter(resized.to(self.pos_embed.dtype), self.pos_embed.requires_grad)
         self.grid_size = new
 
-    @torch.jit.ignore
+    @unscripted
     def resize_position_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's position embedding for this model's grid; checkpoints of square images only."""
         table = state.get("pos_embed")
@@ -200,22 +201,22 @@ class PlainModel(nn.Module):
         resized = resize_positions(table, (side, side), self.grid_size, self._token_index((side, side)))
         return {**state, "pos_embed": resized.to(table.dtype)}
 
-    @torch.jit.ignore
+    @unscripted
     def _token_index(self, grid: tuple[int, int]) -> int:
         return -1 if self.cls_token is None else grid[0] * grid[1] // 2
 
-    @torch.jit.ignore
+    @unscripted
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Parameter groups for layer-wise learning rates, in timm's form."""
         return {"stem": r"^cls_token|pos_embed|patch_embed|prepare",
                 "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}  # fmt: skip
 
-    @torch.jit.ignore
+    @unscripted
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory: blocks are run again in the backward pass."""
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore
+    @unscripted
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.head
@@ -281,7 +282,7 @@ class PlainModel(nn.Module):
         for i, block in enumerate(blocks):
             tokens = self.prepare(tokens, patches)
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                tokens = checkpoint(block, tokens, patches)
+                tokens = checkpointed(block, tokens, patches)
             else:
                 tokens = block(tokens, patches)
             if i in take_indices:
@@ -301,7 +302,7 @@ class PlainModel(nn.Module):
             return features
         return self.norm(tokens), features
 
-    @torch.jit.ignore
+    @unscripted
     def prune_intermediate_layers(
         self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
@@ -320,7 +321,7 @@ class PlainModel(nn.Module):
         for block in self.blocks:
             tokens = self.prepare(tokens, patches)
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                tokens = checkpoint(block, tokens, patches)
+                tokens = checkpointed(block, tokens, patches)
             else:
                 tokens = block(tokens, patches)
         return self.norm(tokens)

@@ -13,13 +13,14 @@ import math
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, calculate_drop_path_rates, lecun_normal_, trunc_normal_
+from timm.layers import DropPath, lecun_normal_, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.vim import LAYOUT
 from visionssm.layers import PatchEmbed, PlainModel
+from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.scans import RouteTable, ScanOrder, with_token
@@ -91,7 +92,7 @@ class Vim(PretrainedMixin, PlainModel):
     ) -> None:
         if position_resize not in ("exact", "published"):
             raise ValueError(f"position_resize must be 'exact' or 'published', got {position_resize!r}")
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        (rates,) = drop_path_rates(drop_path_rate, (depth,))
         blocks: list[nn.Module] = []
         for rate, order in zip(rates, layer_scans(scan, depth), strict=True):
             mixer = SequenceScan(
@@ -130,22 +131,24 @@ class Vim(PretrainedMixin, PlainModel):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
         for block in self.blocks:
+            assert isinstance(block, VimBlock)
             with torch.no_grad():
                 # the published code scales out_proj down by depth, and leaves every dt bias but the first route's at zero
                 block.mixer.out_proj.weight.div_(math.sqrt(len(self.blocks)))
                 block.mixer.dt_bias[1:].zero_()
 
-    @torch.jit.ignore
+    @unscripted
     def no_weight_decay(self) -> set[str]:
         """What the published training leaves out: tables, biases and D, all of which are vectors there. A_log is decayed."""
         vectors = (".D", ".dt_bias", ".conv_bias")
         return {"pos_embed", "cls_token"} | {name for name, _ in self.named_parameters() if name.endswith(vectors)}
 
-    @torch.jit.ignore
+    @unscripted
     def resize_position_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's position embedding for this model's grid."""
         table = state.get("pos_embed")
-        if self.position_resize == "published" and table is not None and table.shape != self.pos_embed.shape:
+        ours = self.state_dict()["pos_embed"]
+        if self.position_resize == "published" and table is not None and table.shape != ours.shape:
             middle = (table.shape[1] - 1) // 2  # the first entry becomes the token's, the others the grid
             table = torch.cat([table[:, 1 : middle + 1], table[:, :1], table[:, middle + 1 :]], 1)
             resized = super().resize_position_tables({**state, "pos_embed": table})["pos_embed"]
