@@ -19,7 +19,7 @@ from torch._guards import detect_fake_mode
 from visionssm.layers import init_A_log
 from visionssm.scans import RouteTable, ScanOrder, route_table
 
-from .functional import scan_routes, take_routes
+from .functional import decay_rate, scan_routes, take_routes
 
 __all__ = ["DirectionScan", "arrivals", "visits"]
 
@@ -181,7 +181,7 @@ class DirectionScan(nn.Module):
             proj_BLKP = take_routes(proj_BLKP.expand(-1, -1, self.routes, -1), rank_KL)
         dt_low, B_BLKN, C_BLKN = proj_BLKP.split(self.dims, -1)
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
-        A_KDN = -torch.exp(self.A_log.float()).expand(self.routes, -1, -1)
+        A_KDN = decay_rate(self.A_log).expand(self.routes, -1, -1)
         y = scan_routes(
             x_BLD.unsqueeze(2),
             self.dt_proj(dt_low).expand(-1, -1, self.routes, -1),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from visionssm.layers import init_A_log, init_dt
 from visionssm.scans import RouteTable, ScanOrder
 
-from .functional import scan_routes, take_routes
+from .functional import decay_rate, scan_routes, take_routes
 
 __all__ = ["ImageScan"]
 
@@ -108,7 +108,7 @@ class ImageScan(nn.Module):
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
         delta_BLKD = torch.einsum("blkr,kdr->blkd", dt_low, self.dt_proj)
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
-        A_KDN = -torch.exp(self.A_log.float())
+        A_KDN = decay_rate(self.A_log)
         y = scan_routes(
             u_BLKD,
             delta_BLKD,

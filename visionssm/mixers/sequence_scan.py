@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt
 
-from .functional import conv_along_routes, pad_to_slots, scan_routes, take_routes
+from .functional import conv_along_routes, decay_rate, pad_to_slots, scan_routes, take_routes
 
 __all__ = ["SequenceScan"]
 
@@ -101,7 +101,7 @@ class SequenceScan(nn.Module):
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
         delta_BLKD = torch.einsum("blkr,kdr->blkd", dt_low, self.dt_proj)
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
-        A_KDN = -torch.exp(self.A_log.float())
+        A_KDN = decay_rate(self.A_log)
         merge = "sum" if self.merge_in_kernel else "none"
         y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
         if self.slots:

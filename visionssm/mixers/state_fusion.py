@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from visionssm.layers import init_dt
 from visionssm.scans import RouteTable, ScanOrder
 
-from .functional import scan_routes
+from .functional import decay_rate, scan_routes
 
 __all__ = ["FuseStates", "StateFusion"]
 
@@ -108,7 +108,7 @@ class StateFusion(nn.Module):
         B_BLKN = B_BL1.unsqueeze(2).expand(-1, -1, self.routes, -1)
         delta_BLKD = F.linear(dt_low, self.dt_proj).unsqueeze(2).expand(-1, -1, self.routes, -1)
         # A and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
-        A_KDN = -torch.exp(self.A_log.float()).expand(self.routes, -1, -1)
+        A_KDN = decay_rate(self.A_log).expand(self.routes, -1, -1)
         bias_KD = self.dt_bias.expand(self.routes, -1)
         # With one value per state, C = 1 and no D, the scan's output is the state itself.
         ones = torch.ones_like(B_BLKN)
