@@ -351,6 +351,22 @@ def test_it_says_what_it_cannot_run():
     assert "float64" in cpu.why_not(torch.device("cpu"), torch.float64, 16)
 
 
+def test_it_says_once_that_nothing_can_be_cached(monkeypatch):
+    from numba.core.caching import CacheImpl
+
+    from visionssm_kernels.cpu import rows
+
+    def double_of(x):
+        return 2 * x
+
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])  # as where no folder can be written
+    rows._warn_of_no_cache.cache_clear()
+    with pytest.warns(Warning, match="NUMBA_CACHE_DIR"):
+        first = rows.compiled(double_of)
+    second = rows.compiled(double_of)  # a second warning would be an error
+    assert (first(2), second(3)) == (4, 6)
+
+
 def test_through_the_operators():
     from visionssm_kernels import routed_scan
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ __all__ = [
 LANES_BYTES = 4 * LANES
 _KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
+
 def _digest_of_sources() -> str:
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -32,7 +34,12 @@ def _digest_of_sources() -> str:
 
 
 _DIGEST = _digest_of_sources()
-_warned: dict[Any, Any] = {}
+
+
+@cache
+def _warn_of_no_cache() -> None:
+    message = "the CPU kernels are compiled anew in every process: no folder for them can be written, set NUMBA_CACHE_DIR"
+    warnings.warn(message, numba.NumbaWarning, stacklevel=4)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -46,8 +53,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder that it may write to
-        message = "the CPU kernels are compiled anew in every process (no folder for them can be written): set NUMBA_CACHE_DIR"
-        warnings.warn_explicit(message, numba.NumbaWarning, __file__, 1, registry=_warned)
+        _warn_of_no_cache()
         return njit(**options)(function)
 
 
