@@ -1,0 +1,129 @@
+"""What the authors of the published models report of them, as they print it; nothing here was measured by us.
+
+Figures stay text, so that their rounding is known. The licence, the paper and where weights are stand beside each model, in its
+`default_cfgs`. `counted` says how the published FLOPs came about, where that could be found out; `visionssm.analysis` counts in
+each of these ways, and a test holds the results against the text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["REPORTED", "FlopConvention", "ParamConvention", "Reported"]
+
+FlopConvention = Literal["papers", "one route"]
+ParamConvention = Literal["model", "backbone, cut off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """One variant as published.
+
+    Args:
+        source: where the figures are printed.
+        top1: ImageNet-1k accuracy in percent.
+        top5: the same among five guesses.
+        params: number of parameters with its unit, "23M".
+        params_counted: of the whole model, rounded; or without the classifier, later digits cut off instead of rounded.
+        flops: operations for one image of the default size with their unit, "5.6G"; None where the authors print none.
+        counted: how those were counted, see `visionssm.analysis.Operations`.
+        drop_path: rate of stochastic depth in the published training, None where it is not stated.
+        weights: the state of the released file where there is something to say about it.
+        note: what else a reader of the figures must know.
+    """
+
+    source: str
+    top1: float | None = None
+    top5: float | None = None
+    params: str | None = None
+    params_counted: ParamConvention = "model"
+    flops: str | None = None
+    counted: FlopConvention = "papers"
+    drop_path: float | None = None
+    weights: str = ""
+    note: str = ""
+
+
+_VMAMBA = "MzeroMiko/VMamba@2ed52ea README"
+_LOCAL = "hunto/LocalMamba@75e5d1f README"
+_VIM = "hustvl/Vim@dd0358a README"
+_VIM_FLOPS = "the authors print no FLOPs"
+_PLAIN = "ChenhongyiYang/PlainMamba@0975a1d README"
+_SPATIAL = "EdwardChasel/Spatial-Mamba@71221eb README"
+_DRIVE = "Google Drive only, which a program cannot fetch from: download the file by hand"
+_EMA = "accuracy of the averaged weights (model_ema), which are the ones that load"
+_VIM_LOCAL = "FLOPs as LocalMamba's README gives them for Vim, whose own README has none"
+_PLAIN_NOTE = "the published parameter count leaves out the classifier; the README prints no FLOPs"
+
+
+def _vmamba(top1: float, params: str, flops: str, drop_path: float, *, note: str = _EMA) -> Reported:
+    return Reported(source=_VMAMBA, top1=top1, params=params, flops=flops, drop_path=drop_path, note=note)
+
+
+def _plain(top1: float, top5: float, params: str, drop_path: float) -> Reported:
+    return Reported(
+        source=_PLAIN,
+        top1=top1,
+        top5=top5,
+        params=params,
+        params_counted="backbone, cut off",
+        drop_path=drop_path,
+        note=_PLAIN_NOTE,
+    )
+
+
+def _spatial(top1: float, params: str, flops: str, drop_path: float) -> Reported:
+    return Reported(
+        source=_SPATIAL, top1=top1, params=params, flops=flops, drop_path=drop_path, weights=_DRIVE
+    )
+
+
+REPORTED: dict[str, Reported] = {
+    "vmamba_v0_tiny": _vmamba(82.2, "23M", "5.6G", 0.2, note="accuracy of the plain weights, not of averaged ones"),
+    "vmamba_v0_small": _vmamba(83.5, "44M", "11.2G", 0.3),
+    "vmamba_v0_base": _vmamba(83.7, "76M", "18.0G", 0.5, note=f"{_EMA}; the file's name says drop path 0.6, its recipe 0.5"),
+    "vmamba_tiny_s2l5": _vmamba(82.5, "31M", "4.9G", 0.2),
+    "vmamba_small_s2l15": _vmamba(83.6, "50M", "8.7G", 0.3),
+    "vmamba_base_s2l15": _vmamba(83.9, "89M", "15.4G", 0.6),
+    "vmamba_tiny_s1l8": _vmamba(82.6, "30M", "4.9G", 0.2),
+    "vmamba_small_s1l20": _vmamba(83.3, "49M", "8.6G", 0.3),
+    "vmamba_base_s1l20": _vmamba(83.8, "87M", "15.2G", 0.5),
+    "vim_tiny": Reported(
+        source=_VIM, top1=76.1, top5=93.0, params="7M", flops="1.5G", counted="one route", drop_path=0.0, note=_VIM_LOCAL
+    ),
+    "vim_tiny_stride8": Reported(source=_VIM, top1=78.3, top5=94.2, params="7M", drop_path=0.0, note=_VIM_FLOPS),
+    "vim_small": Reported(
+        source=_VIM, top1=80.5, top5=95.1, params="26M", flops="5.1G", counted="one route", drop_path=0.05, note=_VIM_LOCAL
+    ),
+    "vim_small_stride8": Reported(source=_VIM, top1=81.6, top5=95.4, params="26M", drop_path=0.0, note=_VIM_FLOPS),
+    "vim_base": Reported(source=_VIM, top1=81.9, top5=95.8, params="98M", note=_VIM_FLOPS),
+    "local_vim_tiny": Reported(source=_LOCAL, top1=76.2, params="8M", flops="1.5G", counted="one route", drop_path=0.1),
+    "local_vim_tiny_middle_cls_token": Reported(
+        source=_LOCAL, top1=77.8, params="8M", flops="1.5G", counted="one route", drop_path=0.1
+    ),
+    "local_vim_small": Reported(
+        source=_LOCAL, top1=81.1, params="28M", flops="4.8G", counted="one route", drop_path=0.1,
+        weights="never released: the authors' link leads to LocalVMamba-S's file (issue 43 of their repository)",
+        note="the published code defines this name twice; which definition the figures belong to is not stated",
+    ),
+    "local_vim_small_searched": Reported(
+        source=_LOCAL, top1=81.1, params="28M", flops="4.8G", counted="one route", drop_path=0.1,
+        weights="never released: the authors' link leads to LocalVMamba-S's file (issue 43 of their repository)",
+        note="the published code defines this name twice; which definition the figures belong to is not stated",
+    ),
+    "local_vmamba_tiny": Reported(
+        source=_LOCAL, top1=82.7, params="26M", flops="5.7G", drop_path=0.2, weights='never released ("retraining")'
+    ),
+    "local_vmamba_small": Reported(source=_LOCAL, top1=83.7, params="50M", flops="11.4G", drop_path=0.2),
+    "plain_mamba_l1": _plain(77.9, 94.0, "7.3M", 0.2),
+    "plain_mamba_l2": _plain(81.6, 95.6, "25.7M", 0.2),
+    "plain_mamba_l3": _plain(82.3, 95.9, "50.5M", 0.4),
+    "spatial_mamba_tiny": _spatial(83.5, "27M", "4.5G", 0.2),
+    "spatial_mamba_small": _spatial(84.6, "43M", "7.1G", 0.3),
+    "spatial_mamba_base": _spatial(85.3, "96M", "15.8G", 0.5),
+    "segmamba_brats2023": Reported(
+        source="ge-xing/SegMamba@cff3597", params="67.4M", weights="never released by the authors",
+        note="Dice reported for BraTS2023 (arXiv 2401.13560): WT 93.61, TC 92.65, ET 87.71",
+    ),
+}  # fmt: skip
