@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from typing import Any
 
 from visionssm.data.classification import DataConfig, LabelledImages, build_loader, open_source
 from visionssm.data.errors import DataError
@@ -43,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     with user_errors():
         accelerator = open_device(args)
-        model = load_classifier(args.model, checkpoint=args.checkpoint).to(accelerator.device)
+        model: Any = load_classifier(args.model, checkpoint=args.checkpoint).to(accelerator.device)
         embedded = args.data == "digits" or args.data.startswith("hfds/")
         data = DataConfig(name=args.data if embedded else "folder", path=None if embedded else args.data)
         source = open_source(data, args.split, classes=model.pretrained_cfg.get("label_names"))

@@ -196,10 +196,10 @@ def open_source(config: DataConfig, split: str, *, classes: Sequence[str] | None
         if root.is_dir():
             _refuse_empty_classes(root)
         try:
-            reader = create_dataset("", root=str(root), search_split=False).reader
+            dataset: Any = create_dataset("", root=str(root), search_split=False)
         except (RuntimeError, ValueError, AssertionError, OSError) as error:
             raise DataError(f"{root}: no images found ({' '.join(str(error).split())})") from error
-        return TimmSource(reader, where=str(root), classes=classes)
+        return TimmSource(dataset.reader, where=str(root), classes=classes)
     if config.name.startswith("hfds/"):
         return TimmSource(
             _hugging_face_reader(config, split), where=f"{config.name}:{split}", classes=classes
@@ -210,13 +210,14 @@ def open_source(config: DataConfig, split: str, *, classes: Sequence[str] | None
 def _hugging_face_reader(config: DataConfig, split: str) -> Any:
     """timm's reader for map-style Hugging Face data sets; streaming ones cannot resume at a sample and are not offered."""
     try:
-        import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise DataError("data.name=hfds/... needs the package `datasets`: pip install datasets") from error
     try:
-        return create_dataset(config.name, root=config.path, split=split).reader
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        dataset: Any = create_dataset(config.name, root=config.path, split=split)
+    except (ValueError, OSError, DatasetsError) as error:
         raise DataError(f"{config.name}:{split}: {' '.join(str(error).split())}") from error
+    return dataset.reader
 
 
 def _split_root(path: str | None, split: str) -> Path:

@@ -9,7 +9,7 @@ The scans of one writer lie side by side, so writers occur in all three parts.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -46,7 +46,7 @@ def load_digit_images(split: DigitSplit) -> tuple[list[Image.Image], np.ndarray,
 
     if split not in DIGIT_SPLITS:
         raise DataError(f"the embedded digits have no split {split!r}; {did_you_mean(split, DIGIT_SPLITS)}")
-    data = load_digits()
+    data: Any = load_digits()
     indices = np.sort(
         np.concatenate(
             [

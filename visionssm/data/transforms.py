@@ -80,7 +80,7 @@ class InputStats:
 
 def build_eval_transform(stats: InputStats) -> Callable[[Image.Image], torch.Tensor]:
     """Resize, centre crop, normalise: RGB image -> (3, H, W) float32."""
-    return create_transform(
+    transform: Any = create_transform(
         input_size=(len(stats.mean), *stats.size),
         is_training=False,
         interpolation=stats.interpolation,
@@ -89,6 +89,7 @@ def build_eval_transform(stats: InputStats) -> Callable[[Image.Image], torch.Ten
         crop_pct=stats.crop_pct,
         crop_mode=stats.crop_mode,
     )
+    return transform
 
 
 def build_train_transform(augment: AugmentConfig, stats: InputStats) -> TrainTransform:
@@ -102,7 +103,7 @@ def build_train_transform(augment: AugmentConfig, stats: InputStats) -> TrainTra
     if augment.library == "none":
         plain = build_eval_transform(stats)
         return lambda image, seed: plain(image)
-    transform = create_transform(
+    transform: Any = create_transform(
         input_size=(len(stats.mean), *stats.size),
         is_training=True,
         scale=augment.scale,

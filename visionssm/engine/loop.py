@@ -281,12 +281,13 @@ class Trainer:
                 loss = self.task.loss(self.wrapped, batch, place, teacher=teacher)
                 accelerator.backward(loss / self.run.accumulate)
             total += loss.detach() / self.run.accumulate
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
+        norm: Any = accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
         self.schedule.step_update(number + 1)
         if self.ema is not None:
             self.ema.update(self.model, step=number + 1)
-        return number + 1, accelerator.reduce(total, reduction="mean"), norm
+        mean: Any = accelerator.reduce(total, reduction="mean")
+        return number + 1, mean, norm
 
     def _settle(self) -> None:
         """Checks and counts the last update whose numbers have not been read yet."""

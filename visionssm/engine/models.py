@@ -78,7 +78,9 @@ def build_classifier(config: ModelConfig, *, num_classes: int, image_size: int |
         arguments = resolve_model_input_args(config.name, request, **options)
         if config.checkpoint is not None:
             arguments["pretrained_cfg"] |= _weights_of(config.checkpoint, arguments["pretrained_cfg"])
-        model = timm.create_model(pretrained=config.pretrained or config.checkpoint is not None, **arguments)
+        model: Any = timm.create_model(
+            pretrained=config.pretrained or config.checkpoint is not None, **arguments
+        )
         if config.grad_checkpointing:
             model.set_grad_checkpointing(True)
     except (TypeError, RuntimeError, ValueError, FileNotFoundError, AssertionError) as error:

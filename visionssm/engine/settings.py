@@ -132,7 +132,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, *, batch_size: in
     Raises:
         ConfigError: If timm does not know the optimizer or the model gives no layer groups.
     """
-    if config.name not in (known := list_optimizers()):
+    if config.name not in (known := [str(name) for name in list_optimizers()]):
         raise ConfigError(f"optimizer.name={config.name!r} is unknown; {did_you_mean(config.name, known)}")
     if config.layer_decay is not None and not hasattr(model, "group_matcher"):
         raise ConfigError(
