@@ -179,6 +179,14 @@ def test_scripts(small: nn.Module) -> None:
         torch.testing.assert_close(scripted(x), small(x))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # a trace holds for the traced size
+def test_traces(small: nn.Module) -> None:
+    x = image(1, 3, 64, 96)
+    traced = torch.jit.trace(small, x, check_trace=False)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(x), small(x))
+
+
 def test_traces_symbolically(small: nn.Module) -> None:
     """With FX, as timm's feature extraction uses it; gradients flow through the graph."""
     _, names = get_graph_node_names(small)

@@ -81,9 +81,8 @@ def route_table(scan: ScanOrder, size: Sequence[int], device: torch.device | str
     if len(size) != scan.ndim:
         raise ValueError(f"{scan!r} reads images of {scan.ndim} dimensions, got size={tuple(size)}")
     device = torch.device(device)
-    # Under a fake mode nothing is computed, and a fake table must not end up in the cache; a trace shall hold for any size.
-    graph = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
-    if graph or detect_fake_mode() is not None:
+    # Under a fake mode nothing is computed, and a fake table must not end up in the cache.
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or detect_fake_mode() is not None:
         return torch.ops.visionssm.scan_routes(scan.key, size, device)
     return _CACHE.get(scan, tuple(int(side) for side in size), device)
 
