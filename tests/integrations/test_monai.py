@@ -1,0 +1,151 @@
+"""MONAI's own style of tests over the networks and encoders: shape grid, ill arguments, script and save, consistency."""
+
+import io
+
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from monai.networks import eval_mode
+from monai.networks.nets import FLEXUNET_BACKBONE, FlexibleUNet
+from torch import nn
+
+import visionssm
+from tests.tolerances import TOLERANCES
+from visionssm.integrations.monai import BackboneEncoder, ScanEncoder, SegMamba, VMambaUNet
+
+TOLERANCE = TOLERANCES[torch.float32]
+SMALL = {"feature_size": (4, 8), "depths": (1, 1), "d_state": 2}
+
+# (network, words, input, output)
+SHAPES = [
+    (SegMamba, {"spatial_dims": dims, "in_channels": chans, "out_channels": classes, **SMALL}, (2, chans, *size), classes)
+    for dims, size in ((2, (16, 12)), (2, (9, 7)), (3, (8, 8, 12)), (3, (5, 7, 4)))
+    for chans, classes in ((1, 2), (3, 4))
+] + [
+    (VMambaUNet, {"spatial_dims": dims, "in_channels": 2, "out_channels": 3, "encoder": encoder}, (1, 2, *size), 3)
+    for dims, encoder, size in (
+        (2, "vmamba_nd_nano", (33, 16)),
+        (2, "vmamba_nano", (64, 40)),
+        (3, "vmamba_nd_nano", (17, 16, 16)),
+        (2, "resnet10", (40, 64)),
+    )
+]
+
+
+@pytest.mark.parametrize(("network", "words", "shape", "classes"), SHAPES)
+def test_shapes(network: type[nn.Module], words: dict, shape: tuple[int, ...], classes: int) -> None:
+    net = network(**words)
+    with eval_mode(net):
+        assert net(torch.randn(shape)).shape == (shape[0], classes, *shape[2:])
+
+
+@pytest.mark.parametrize("network", [SegMamba, VMambaUNet])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"spatial_dims": 1}, "spatial_dims must be 2 or 3, got 1"),
+        ({"spatial_dims": 4}, "spatial_dims"),
+        ({"in_channels": 0}, "in_channels must be a whole number"),
+        ({"out_channels": 1.5}, "out_channels must be a whole number"),
+    ],
+)
+def test_ill_arguments(network: type[nn.Module], words: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        network(**words)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SegMamba(3, 1, 2, slices="half"), "'published' or 'planes'"),
+        (lambda: SegMamba(3, 1, 2, feature_size=(4,)), "one entry per stage"),
+        (lambda: VMambaUNet(3, 1, 2, encoder="vmamba"), "unknown encoder 'vmamba': choose one of .*vmamba_nd_tiny"),
+        (lambda: VMambaUNet(3, 1, 2, encoder="vmamba_nano"), "2D backbone; for volumes take one of vmamba_nd_nano"),
+        (lambda: VMambaUNet(3, 1, 2, encoder="vmamba_nd_nano", pretrained=True), "no weights"),
+        (lambda: ScanEncoder(3, 1, dims=(4, 8), depths=(1,)), "one entry per stage"),
+    ],
+)
+def test_ill_choices(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_too_small_an_image_is_named() -> None:
+    net = VMambaUNet(2, 1, 2, encoder="vmamba_nd_nano")
+    with pytest.raises(ValueError, match=r"\(16, 16\) is too small.*larger than 16"):
+        net(torch.zeros(1, 1, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda: SegMamba(3, 1, 2, **SMALL),
+        lambda: SegMamba(2, 1, 2, **SMALL),
+        lambda: VMambaUNet(2, 1, 2, encoder="vmamba_nd_nano"),
+    ],
+)
+def test_script_save(net) -> None:
+    model = net().eval()
+    x = torch.randn(1, 1, *(18,) * (3 if model.head.weight.dim() == 5 else 2))
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(model), file)
+    file.seek(0)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(file)(x), model(x), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "dims", "size"),
+    [("vmamba_nd_nano", 2, (40, 38)), ("vmamba_nd_nano", 3, (32, 20, 18)), ("vmamba_nano", 2, (64, 96))],
+)
+def test_flexible_unet(backbone: str, dims: int, size: tuple[int, ...]) -> None:
+    """Forward and backward; every parameter of the encoder learns."""
+    net = FlexibleUNet(in_channels=2, out_channels=3, backbone=backbone, spatial_dims=dims, norm="instance")
+    logits = net(torch.randn(1, 2, *size))
+    assert logits.shape == (1, 3, *size)
+    logits.square().mean().backward()
+    for name, parameter in net.encoder.named_parameters():
+        assert parameter.grad is not None, name
+
+
+@pytest.mark.parametrize("encoder", [ScanEncoder, BackboneEncoder])
+def test_encoders_say_what_they_give(encoder) -> None:
+    """Channels and strides as registered, for every name; a map's size is half of the one before."""
+    for name, words, channels, count in zip(
+        encoder.get_encoder_names(),
+        encoder.get_encoder_parameters(),
+        encoder.num_channels_per_output(),
+        encoder.num_outputs(),
+        strict=True,
+    ):
+        assert FLEXUNET_BACKBONE.register_dict[name]["feature_channel"] == channels
+        with torch.device("meta"):
+            net = encoder(**words)
+        assert net.channels == channels
+        assert len(channels) == count
+    smallest = encoder(**encoder.get_encoder_parameters()[0])
+    rank = encoder.get_encoder_parameters()[0]["spatial_dims"]
+    x = torch.randn(1, encoder.get_encoder_parameters()[0]["in_channels"], *(32,) * rank)
+    shapes = [tuple(feature.shape) for feature in smallest(x)]
+    assert shapes == [(1, c, *(32 >> i + 1,) * rank) for i, c in enumerate(smallest.channels)]
+
+
+def test_the_words_make_the_same_network_as_the_registry() -> None:
+    torch.manual_seed(0)
+    ours = visionssm.create_model("segmamba_nano", dims=(4, 8), depths=(1, 1), d_state=2).eval()
+    words = SegMamba(3, 1, 2, **SMALL).eval()
+    words.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(ours(x), words(x))
+
+
+def test_consistency_of_sliding_windows() -> None:
+    """A volume of one window's size is that window; larger ones are the same whatever the batch of windows."""
+    net = SegMamba(3, 1, 2, **SMALL).eval()
+    x = torch.randn(1, 1, 12, 12, 20)
+    with torch.no_grad():
+        one = SlidingWindowInferer((12, 12, 20), overlap=0.5, mode="gaussian")(x, net)
+        torch.testing.assert_close(one, net(x), **TOLERANCE)
+        inferers = [SlidingWindowInferer((8, 8, 8), batch, overlap=0.5, mode="gaussian") for batch in (1, 3)]
+        torch.testing.assert_close(inferers[0](x, net), inferers[1](x, net), **TOLERANCE)

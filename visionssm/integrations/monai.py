@@ -1,0 +1,346 @@
+"""MONAI: networks in its constructor words, and encoders for its FlexibleUNet; importing this file registers them.
+
+    from visionssm.integrations.monai import SegMamba, VMambaUNet
+    FlexibleUNet(in_channels=1, out_channels=3, backbone="vmamba_nd_tiny", spatial_dims=3)
+
+Needs the extra `visionssm[medical]`.
+
+Legend: B batch, S spatial sizes (H, W) or (D, H, W), C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import BaseEncoder
+from monai.networks.nets import FLEXUNET_BACKBONE
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from torch import Tensor, nn
+
+from visionssm.mixers import ImageScan
+from visionssm.mixers.schedule import ScanChoice, layer_scans
+from visionssm.models import segmamba
+from visionssm.scans import ScanOrder
+
+__all__ = ["BackboneEncoder", "ScanEncoder", "SegMamba", "VMambaUNet"]
+
+_CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def _check_words(spatial_dims: int, in_channels: int, out_channels: int = 1) -> None:
+    if spatial_dims not in _CONVS:
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+class SegMamba(segmamba.SegMamba):
+    """SegMamba (arXiv 2401.13560) in MONAI's words; see `visionssm.models.segmamba.SegMamba`.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: modalities.
+        out_channels: classes, background included.
+        feature_size: channels of each stage.
+        depths: scan blocks of each stage.
+        d_state: N.
+        slices: "planes" for any size, "published" for the published network.
+        scan: another scan order, or one per block.
+
+    Raises:
+        ValueError: an argument that is not accepted.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        *,
+        feature_size: Sequence[int] = (48, 96, 192, 384),
+        depths: Sequence[int] = (2, 2, 2, 2),
+        d_state: int = 16,
+        slices: Literal["published", "planes"] = "planes",
+        scan: ScanChoice | None = None,
+    ) -> None:
+        _check_words(spatial_dims, in_channels, out_channels)
+        super().__init__(
+            spatial_dims=spatial_dims,
+            in_chans=in_channels,
+            num_classes=out_channels,
+            dims=feature_size,
+            depths=depths,
+            d_state=d_state,
+            slices=slices,
+            scan=scan,
+        )
+
+
+class _ScanBlock(nn.Module):
+    """x + mixer(norm x), then x + mlp(norm x): VMamba's block, of any rank."""
+
+    def __init__(self, dim: int, scan: ScanOrder, d_state: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.mixer = ImageScan(
+            dim,
+            scan=scan,
+            d_inner=dim,
+            d_state=d_state,
+            dt_rank=math.ceil(dim / 16),
+            conv_bias=False,
+            gate=False,
+        )
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, *S, C) -> (B, *S, C)."""
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class _Stage(nn.Module):
+    """A 3x3 convolution of stride 2, LayerNorm, blocks; channels first outside. Leaves out an odd last row, as FlexibleUNet asks."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.blocks = conv, norm, nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C', *floor(S/2))."""
+        x = F.pad(x, [1, 0] * (x.dim() - 2))  # at the start only: the same as on both sides where S is even
+        return self.blocks(self.norm(self.conv(x).movedim(1, -1))).movedim(-1, 1)
+
+
+_ND: dict[str, dict[str, Any]] = {
+    "vmamba_nd_nano": {"dims": (8, 16, 32, 64), "depths": (1, 1, 1, 1)},
+    "vmamba_nd_tiny": {"dims": (32, 64, 128, 256, 512), "depths": (1, 2, 2, 4, 2)},
+    "vmamba_nd_small": {"dims": (48, 96, 192, 384, 768), "depths": (2, 2, 2, 8, 2)},
+}
+
+
+class ScanEncoder(nn.Module, BaseEncoder):
+    """VMamba's blocks (arXiv 2401.10166) as an encoder of images or volumes whose maps have the strides 2, 4, 8, ...
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        pretrained: there are no weights, so only False is accepted.
+        dims: channels of each stage.
+        depths: blocks of each stage.
+        d_state: N.
+        mlp_ratio: hidden width of the MLP over the block's.
+        scan: scan order by name, with options, or one per block.
+        drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+
+    Raises:
+        ValueError: an argument that is not accepted.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        pretrained: bool = False,
+        *,
+        dims: Sequence[int] = _ND["vmamba_nd_tiny"]["dims"],
+        depths: Sequence[int] = _ND["vmamba_nd_tiny"]["depths"],
+        d_state: int = 1,
+        mlp_ratio: float = 2.0,
+        scan: ScanChoice = "cross",
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_words(spatial_dims, in_channels)
+        if pretrained:
+            raise ValueError("pretrained=True: there are no weights of this encoder; the 2D backbones have some")
+        if len(dims) != len(depths):
+            raise ValueError(f"dims {tuple(dims)} and depths {tuple(depths)} must have one entry per stage")
+        self.channels = tuple(dims)
+        scans = iter(layer_scans(scan, sum(depths), ndim=spatial_dims))
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        self.stages = nn.ModuleList()
+        for i, dim in enumerate(dims):
+            conv = _CONVS[spatial_dims](dims[i - 1] if i else in_channels, dim, 3, stride=2)
+            blocks: list[nn.Module] = [_ScanBlock(dim, next(scans), d_state, mlp_ratio, rate) for rate in rates[i]]
+            self.stages.append(_Stage(conv, nn.LayerNorm(dim), blocks))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, *S) -> one map per stage, (B, C, *floor(S/2)), ..."""
+        maps: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    @classmethod
+    def get_encoder_names(cls) -> list[str]:
+        """The names under which FlexibleUNet knows this."""
+        return list(_ND)
+
+    @classmethod
+    def get_encoder_parameters(cls) -> list[dict[str, Any]]:
+        """Constructor arguments of each name."""
+        return [{"spatial_dims": 3, "in_channels": 1, "pretrained": False, **sizes} for sizes in _ND.values()]
+
+    @classmethod
+    def num_channels_per_output(cls) -> list[tuple[int, ...]]:
+        """Channels of the maps of each name."""
+        return [sizes["dims"] for sizes in _ND.values()]
+
+    @classmethod
+    def num_outputs(cls) -> list[int]:
+        """Number of maps of each name."""
+        return [len(sizes["dims"]) for sizes in _ND.values()]
+
+
+_BACKBONES = {  # channels of the first stage
+    "vmamba_nano": 32,
+    "vmamba_tiny_s1l8": 96,
+    "vmamba_small_s1l20": 96,
+    "vmamba_base_s1l20": 128,
+    "vmamba_tiny_s2l5": 96,
+    "vmamba_small_s2l15": 96,
+    "vmamba_base_s2l15": 128,
+}
+
+
+class BackboneEncoder(nn.Module, BaseEncoder):
+    """A hierarchical 2D backbone of this package, with its ImageNet weights on request, as an encoder.
+
+    The backbones begin at a stride of 4; the map of stride 2 comes from a convolution of its own, with instance norm.
+    FlexibleUNet takes sides that are multiples of 32 with these.
+
+    Args:
+        model_name: a hierarchical model of `visionssm.list_models(task="classification")`.
+        spatial_dims: 2.
+        in_channels: channels of the image.
+        pretrained: load the registered weights, fitted to `in_channels`.
+
+    Raises:
+        ValueError: an argument that is not accepted.
+    """
+
+    def __init__(
+        self, model_name: str, spatial_dims: int = 2, in_channels: int = 3, pretrained: bool = False
+    ) -> None:
+        super().__init__()
+        _check_words(spatial_dims, in_channels)
+        if spatial_dims != 2:
+            raise ValueError(f"{model_name} is a 2D backbone; for volumes take one of {', '.join(_ND)}")
+        self.backbone = timm.create_model(
+            model_name, pretrained=pretrained, features_only=True, in_chans=in_channels
+        )
+        channels = self.backbone.feature_info.channels()
+        self.channels = (channels[0] // 2, *channels)
+        self.first = nn.Sequential(
+            nn.Conv2d(in_channels, self.channels[0], 3, stride=2, padding=1),
+            nn.InstanceNorm2d(self.channels[0]),
+            nn.LeakyReLU(0.01),
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) -> maps of the strides 2, 4, 8, 16, 32."""
+        return [self.first(x), *self.backbone(x)]
+
+    @classmethod
+    def get_encoder_names(cls) -> list[str]:
+        """The names under which FlexibleUNet knows this."""
+        return list(_BACKBONES)
+
+    @classmethod
+    def get_encoder_parameters(cls) -> list[dict[str, Any]]:
+        """Constructor arguments of each name."""
+        return [{"model_name": name, "spatial_dims": 2, "in_channels": 3, "pretrained": False} for name in _BACKBONES]
+
+    @classmethod
+    def num_channels_per_output(cls) -> list[tuple[int, ...]]:
+        """Channels of the maps of each name."""
+        return [(dim // 2, dim, 2 * dim, 4 * dim, 8 * dim) for dim in _BACKBONES.values()]
+
+    @classmethod
+    def num_outputs(cls) -> list[int]:
+        """Number of maps of each name."""
+        return [5] * len(_BACKBONES)
+
+
+class VMambaUNet(nn.Module):
+    """SegMamba's decoder over another encoder: a 2D or 3D U-Net, by default of VMamba blocks.
+
+    Images of any size: what is no multiple of the encoder's stride is padded by zeros at the end, and the logits are cropped.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: classes, background included.
+        encoder: a name known to FlexibleUNet ("vmamba_nd_tiny", "vmamba_tiny_s1l8", MONAI's own "resnet18", ...), or an encoder
+            whose maps have the strides 2, 4, 8, ... and the channels `encoder.channels`.
+        pretrained: load the encoder's weights.
+
+    Raises:
+        ValueError: an argument that is not accepted.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        *,
+        encoder: str | nn.Module = "vmamba_nd_tiny",
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_words(spatial_dims, in_channels, out_channels)
+        if isinstance(encoder, str):
+            known = FLEXUNET_BACKBONE.register_dict
+            if encoder not in known:
+                raise ValueError(f"unknown encoder {encoder!r}: choose one of {', '.join(known)}")
+            words = {"spatial_dims": spatial_dims, "in_channels": in_channels, "pretrained": pretrained}
+            channels: Sequence[int] = known[encoder]["feature_channel"]
+            encoder = known[encoder]["type"](**{**known[encoder]["parameter"], **words})
+        elif pretrained:
+            raise ValueError("pretrained=True loads weights of an encoder given by name; this one is given as a module")
+        else:
+            channels = encoder.channels  # pyright: ignore
+        assert isinstance(encoder, nn.Module)
+        self.stride = 2 ** len(channels)
+        self.encoder = encoder
+        self.decoder = segmamba.ResidualDecoder(in_chans=in_channels, dims=channels, spatial_dims=spatial_dims)
+        self.head = _CONVS[spatial_dims](channels[0], out_channels, 1)
+
+    def decode(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, *S), padded -> the decoder's maps, finest first; `head` makes logits of the first."""
+        return self.decoder(x, self.encoder(x))
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Zeros at the end of each axis, up to a multiple of the encoder's stride."""
+        padding: list[int] = []
+        for side in x.shape[2:]:
+            padding = [0, -side % self.stride] + padding  # noqa: RUF005  (TorchScript has no unpacking); last axis first
+        return F.pad(x, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *S) -> logits (B, out_channels, *S)."""
+        size = x.shape[2:]
+        if not torch.jit.is_scripting() and not torch.jit.is_tracing() and max(size) <= self.stride:
+            raise ValueError(
+                f"{tuple(size)} is too small: the encoder's last map, {self.stride} times smaller, must keep two positions or "
+                f"more, so at least one side must be larger than {self.stride}"
+            )
+        logits = self.head(self.decode(self.pad(x))[0])
+        for axis, side in enumerate(size):
+            logits = logits.narrow(axis + 2, 0, side)
+        return logits
+
+
+FLEXUNET_BACKBONE.register_class(ScanEncoder)
+FLEXUNET_BACKBONE.register_class(BackboneEncoder)
