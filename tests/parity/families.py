@@ -4,15 +4,21 @@ A family adds one `Family` here; `test_models.py` does the rest for every case f
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import visionssm
+from tests import tolerances
 from tests.parity.cases import Case
+from visionssm.mixers import AttentiveScan
 
 HERE = Path(__file__).parent
 
@@ -68,6 +74,60 @@ def plain_mamba_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Te
     return {"logits": model.forward_head(tokens), "tokens": tokens, **dict(zip(names.values(), features, strict=True))}
 
 
+def restored(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """The image, and the tokens after the first residual group, or after the first block of a U-Net."""
+    kept: dict[str, Tensor] = {}
+    module = model.encoder[0].blocks[0] if hasattr(model, "encoder") else model.groups[0]
+    hook = module.register_forward_hook(lambda _, args, out: kept.update(feat=out.flatten(1, 2)))
+    image = model(x)
+    hook.remove()
+    return {"image": image, **kept}
+
+
+def mambairv2_options(case: Case) -> dict[str, Any]:
+    """Routing by chance where the case says how to draw, else by the most probable category."""
+    return {} if case.spec.get("routing", "no noise").startswith("no noise") else {"routing": "gumbel"}
+
+
+def mambairv2_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """What `restored` gives, and the category of every position in every layer. Noise is by the file's rule or from torch's seed 0."""
+    routes: list[Tensor] = []
+    mixers = [module for module in model.modules() if isinstance(module, AttentiveScan)]
+    hooks = [m.router.register_forward_hook(lambda _, args, out: routes.append(out[1])) for m in mixers]
+    with ExitStack() as stack:
+        if "from numpy" in case.spec.get("routing", ""):
+            for k, mixer in enumerate(mixers):
+                stack.enter_context(patch.object(mixer, "draw_noise", partial(ruled_noise, k, mixer.categories)))
+        else:
+            torch.manual_seed(0)
+        outputs = restored(model, x, case)
+    for hook in hooks:
+        hook.remove()
+    return outputs | {"routes": torch.stack(routes)}
+
+
+def ruled_noise(layer: int, categories: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The noise of the cases with "rule" routing."""
+    drawn = np.random.Generator(np.random.PCG64(1000 + layer)).random((len(x), x[0, ..., 0].numel(), categories))
+    return torch.from_numpy(-np.log(-np.log(drawn.clip(1e-12, 1 - 1e-12)))).float()
+
+
+def volume_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """Logits, the encoder's maps, and what three parts of the first stage and of the decoder return."""
+    stage, kept = model.encoder.stages[0], {}
+    hooks = [
+        module.register_forward_hook(lambda _, args, out, n=name: kept.update({n: out, f"{n}_in": args[0]}))
+        for name, module in (("gsc0", stage.gated_conv), ("mamba00", stage.blocks[0].mixer), ("enc1", model.decoder.first))
+    ]
+    hooks.append(model.encoder.register_forward_hook(
+        lambda _, args, maps: kept.update({f"vit{i}": feature for i, feature in enumerate(maps)})
+    ))  # fmt: skip
+    volume = model(x)
+    for hook in hooks:
+        hook.remove()
+    return {"logits": volume, **kept}
+
+
 @dataclass(frozen=True)
 class Family:
     """One folder of cases.
@@ -76,13 +136,15 @@ class Family:
         model: registered name for a case.
         options: what `create_model` is given for a case.
         outputs: every checked output of a model for an input; those that a case does not hold are ignored.
-        tolerance: largest absolute difference of logits or images.
+        tolerance: largest absolute difference of logits or images; a function if it depends on the case.
+        gradients: largest difference of gradients, relative to their norm.
     """
 
     model: Callable[[Case], str]
     options: Callable[[Case], dict[str, Any]] = field(default=lambda case: {})
     outputs: Callable[[nn.Module, Tensor, Case], dict[str, Tensor]] = logits
-    tolerance: str = "PUBLISHED_LOGITS"
+    tolerance: str | Callable[[Case], str] = "PUBLISHED_LOGITS"
+    gradients: str = "PUBLISHED_GRADIENTS"
 
 
 def same_size(case: Case) -> dict[str, Any]:
@@ -95,7 +157,25 @@ FAMILIES = {
     "vmamba": Family(lambda case: f"vmamba_{case.variant}", outputs=hierarchical),
     "local_vim": Family(lambda case: case.variant, options=local_vim_options, outputs=vim_outputs),
     "local_vmamba": Family(lambda case: f"local_vmamba_{case.variant}", outputs=local_vmamba),
+    "mair": Family(lambda case: f"mair_{case.variant}", outputs=restored, tolerance="PUBLISHED_IMAGES_AND_VOLUMES"),
+    "mambair": Family(
+        lambda case: f"mambair_{case.variant}",
+        outputs=restored,
+        tolerance=lambda case: "PUBLISHED_UNET_IMAGES" if case.variant == "real_dn" else "PUBLISHED_IMAGES_AND_VOLUMES",
+    ),
+    "mambairv2": Family(
+        lambda case: f"mambairv2_{case.variant}",
+        options=mambairv2_options,
+        outputs=mambairv2_outputs,
+        tolerance="PUBLISHED_IMAGES_AND_VOLUMES",
+    ),
     "plain_mamba": Family(lambda case: case.variant, outputs=plain_mamba_outputs),
+    "segmamba": Family(
+        lambda case: f"segmamba_{case.variant}",
+        outputs=volume_outputs,
+        tolerance="PUBLISHED_IMAGES_AND_VOLUMES",
+        gradients="PUBLISHED_VOLUME_GRADIENTS",
+    ),
     "spatial_mamba": Family(lambda case: f"spatial_mamba_{case.variant}", outputs=hierarchical),
     "vim": Family(lambda case: case.variant, options=same_size, outputs=vim_outputs),
 }
@@ -111,6 +191,12 @@ def stored_part(case: Case, name: str, output: Tensor) -> Tensor:
         numbers = [int(n) if n.strip() else None for n in part.split(":")]
         index.append(numbers[0] if len(numbers) == 1 else slice(*numbers))
     return output[tuple(index)]
+
+
+def tolerance(case: Case) -> float:
+    """Largest absolute difference of the case's logits or image."""
+    named = FAMILIES[case.family].tolerance
+    return getattr(tolerances, named if isinstance(named, str) else named(case))
 
 
 def torch_weights(case: Case) -> dict[str, Tensor]:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import timm
-from timm.models import register_model
+from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, load_pretrained, register_model
 from torch import nn
 
-__all__ = ["TASKS", "create_model", "list_models", "register"]
+__all__ = ["TASKS", "build", "create_model", "list_models", "pretrained_cfg", "register"]
 
 Task = Literal["classification", "restoration", "volume"]
 TASKS: tuple[Task, ...] = ("classification", "restoration", "volume")
 _ENTRYPOINTS: dict[str, tuple[Task, Callable[..., nn.Module]]] = {}
+_CFGS: dict[str, DefaultCfg] = {}  # of the tasks that timm's registry does not know
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def register(task: Task) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """A decorator that registers an entry point under its function name; classifiers also with timm.
+
+    As with timm, the entry point's module says which weights there are, in `default_cfgs`.
 
     Args:
         task: what the model is for.
@@ -34,9 +39,12 @@ def register(task: Task) -> Callable[[Callable[..., nn.Module]], Callable[..., n
         if name in _ENTRYPOINTS:
             raise ValueError(f"model {name!r} is registered twice: in {entrypoint.__module__} and before")
         _ENTRYPOINTS[name] = (task, entrypoint)
+        module = sys.modules[entrypoint.__module__]
         if task == "classification":
             register_model(entrypoint)
-            sys.modules[entrypoint.__module__].__all__.remove(name)  # pyright: ignore  (a name, not part of the API)
+            module.__all__.remove(name)  # pyright: ignore  (a name, not part of the API)
+        elif name in getattr(module, "default_cfgs", {}):
+            _CFGS[name] = module.default_cfgs[name]
         return entrypoint
 
     return decorate
@@ -58,6 +66,54 @@ def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
     return sorted(fnmatch.filter(names, pattern))
 
 
+def pretrained_cfg(name: str) -> PretrainedCfg:
+    """What is known of a model's weights: where they are, licence, paper, reported figures (`notes`).
+
+    Args:
+        name: one of `list_models()`, with a tag behind a dot for particular weights.
+
+    Raises:
+        ValueError: no such model, or no such tag.
+    """
+    base, _, tag = name.partition(".")
+    task, _ = _entry(name)
+    if task == "classification":
+        cfg = get_pretrained_cfg(name, allow_unregistered=False)
+        assert cfg is not None
+        return cfg
+    if base not in _CFGS:
+        return PretrainedCfg(architecture=base)
+    known = _CFGS[base]
+    tag = tag or known.tags[0]
+    if tag not in known.cfgs:
+        raise ValueError(f"unknown weights {name!r}: {base!r} has the tags {', '.join(map(repr, known.tags))}")
+    return dataclasses.replace(known.cfgs[tag], architecture=base, tag=tag)
+
+
+def build(cls: Callable[..., ModelT], name: str, pretrained: bool, *, tag: str | None = None, **options: Any) -> ModelT:
+    """Builds a model that timm's registry does not know, as timm builds its own: with `pretrained_cfg`, and weights if asked for.
+
+    Args:
+        cls: the model's class.
+        name: the variant.
+        pretrained: load the tag's weights; `cls` takes them by `load_pretrained(path)`.
+        tag: which weights; None for the first.
+        **options: what `cls` takes.
+
+    Raises:
+        ValueError: weights are asked for but cannot be had by a direct link, or no such tag.
+    """
+    cfg = pretrained_cfg(f"{name}.{tag}" if tag else name)
+    if pretrained and not cfg.has_weights:
+        where = f"; fetch the file by hand from {cfg.origin_url} and give it to visionssm.load_official" if cfg.origin_url else ""
+        raise ValueError(f"there is no direct link to weights of {name}.{cfg.tag}{where}")
+    model = cls(**options)
+    model.pretrained_cfg = model.default_cfg = cfg.to_dict()  # pyright: ignore
+    if pretrained:
+        load_pretrained(model, pretrained_cfg=cfg.to_dict(), num_classes=0, in_chans=options.get("in_chans", cfg.input_size[0]))
+    return model
+
+
 def create_model(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
     """Builds a model.
 
@@ -73,12 +129,17 @@ def create_model(name: str, pretrained: bool = False, **options: Any) -> nn.Modu
     """
     if ":" in name:
         return timm.create_model(name, pretrained=pretrained, **options)
+    task, entrypoint = _entry(name)
+    if task == "classification":
+        return timm.create_model(name, pretrained=pretrained, **options)
+    tag = name.partition(".")[2]
+    return entrypoint(pretrained=pretrained, **options, **({"tag": tag} if tag else {}))
+
+
+def _entry(name: str) -> tuple[Task, Callable[..., nn.Module]]:
     base = name.partition(".")[0]
     if base not in _ENTRYPOINTS:
         close = difflib.get_close_matches(base, _ENTRYPOINTS, n=4, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "see visionssm.list_models()"
         raise ValueError(f"unknown model {name!r}: {hint}")
-    task, entrypoint = _ENTRYPOINTS[base]
-    if task == "classification":
-        return timm.create_model(name, pretrained=pretrained, **options)
-    return entrypoint(pretrained=pretrained, **options)
+    return _ENTRYPOINTS[base]
