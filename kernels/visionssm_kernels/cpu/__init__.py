@@ -13,7 +13,7 @@ from torch import Tensor
 from .conv import ConvJob, convolve
 from .rows import NOTHING, Rows, refer
 from .scan import CHUNK, PIECE, BackwardJob, ForwardJob, Problem, backward, forward, reduce
-from .simd import HAS_HALF, LANES
+from .simd import LANES
 from .threads import run_tasks
 
 __all__ = [
@@ -29,8 +29,6 @@ def why_not(device: torch.device, dtype: torch.dtype, d_state: int) -> str | Non
         return f"runs on CPUs only, the tensors are on {device.type}"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"has no {dtype} kernels (float32, bfloat16, float16)"
-    if dtype == torch.float16 and not HAS_HALF:
-        return "this CPU cannot convert float16 (no F16C)"
     return None
 
 

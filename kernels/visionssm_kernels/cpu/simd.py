@@ -54,19 +54,23 @@ _HAS = {name[1:] for name in _features.split(",") if name.startswith("+")}
 _AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= _HAS
 _X86 = _triple.split("-")[0] in ("x86_64", "i686")
 LANES: int = 16 if _AVX512 else 8 if "avx" in _HAS else 4
-HAS_HALF: bool = not _X86 or "f16c" in _HAS
+ARCHITECTURE: str = _triple.split("-")[0]
+_FMA = not _X86 or "fma" in _HAS
+_HALF = not _X86 or "f16c" in _HAS  # else LLVM would call a library that numba does not load, and end the process
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 _FLOAT = ir.FloatType()
 _VEC = ir.VectorType(_FLOAT, LANES)
 _IVEC = ir.VectorType(_I32, LANES)
 _LOG2E = math.log2(math.e)
-_LOG2E_HIGH = 1.44269502162933349609375  # float32(log2 e)
-_LOG2E_LOW = _LOG2E - _LOG2E_HIGH
+_LN2_HIGH = 0.693145751953125  # 16 bits of ln 2: times a small integer it is exact
+_LN2_LOW = math.log(2) - _LN2_HIGH
 
 # 2^f on [-1/2, 1/2], relative error 2.0e-9; the constant term is 1, so a decay near 1 is as exact as float32 allows. One
 # degree less (9e-8) is no faster to speak of and doubles the error of the gradients.
 _EXP2 = (1.0, 0.69314718, 0.24022648, 0.055503324, 0.0096184369, 0.0013398875, 0.00015353362)
+# exp on [-ln 2 / 2, ln 2 / 2], relative error 2.0e-9.
+_EXP = (1.0, 1.0, 0.49999994, 0.16666431, 0.041668004, 0.0083741787, 0.0013843627)
 # log1p(e) / e on [0, 1], relative error 5.1e-9.
 _LOG1P = (
     1.0, -0.49999931, 0.33330512, -0.24958587, 0.196954, -0.15355395, 0.10680553, -0.057664413, 0.020204568, -0.0033184686
@@ -124,6 +128,8 @@ class Emitter:
         return self.b.call(function, args)
 
     def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        if not _FMA:  # rounded twice: LLVM would call a library function, lane by lane
+            return self.b.fadd(self.b.fmul(x, y), z)
         return self.call(f"llvm.fma.v{LANES}f32", _VEC, x, y, z)
 
     def mask(self, i_count: ir.Value) -> ir.Value:
@@ -142,30 +148,37 @@ class Emitter:
             value = self.fma(value, x, self.constant(coefficient))
         return value
 
-    def exp2(self, z: ir.Value, extra: ir.Value | None = None) -> ir.Value:
-        """2^(z + extra), `extra` tiny; 0 below -127, inf from 128 on, NaN for NaN."""
+    def exp2(self, z: ir.Value) -> ir.Value:
+        """2^z: 0 below -126.5, inf from 127.5 on (AVX-512: to the ends of float32), NaN for NaN."""
         if _AVX512:
-            full, nearest, mode = ir.Constant(ir.IntType(16), 0xFFFF), ir.Constant(_I32, 8), ir.Constant(_I32, 4)
-            whole = self.call("llvm.x86.avx512.mask.rndscale.ps.512", _VEC, z, nearest, z, full, mode)
-            fraction = self.call("llvm.x86.avx512.mask.reduce.ps.512", _VEC, z, nearest, z, full, mode)
-            power = self.polynomial(_EXP2, fraction if extra is None else self.b.fadd(fraction, extra))
-            return self.call("llvm.x86.avx512.mask.scalef.ps.512", _VEC, power, whole, power, full, mode)
-        z = self.select(">", self.constant(-127.0), z)
-        z = self.select("<", self.constant(128.0), z)
-        magic = self.constant(12582912.0)  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+            whole = self.avx512("rndscale", z, ir.Constant(_I32, 8))
+            fraction = self.avx512("reduce", z, ir.Constant(_I32, 8))
+            return self.avx512("scalef", self.polynomial(_EXP2, fraction), whole)
+        z = self.select("<", self.constant(128.0), self.select(">", self.constant(-127.0), z))
+        whole, power = self.nearest(z)
+        return self.b.fmul(self.polynomial(_EXP2, self.b.fsub(z, whole)), power)
+
+    def avx512(self, name: str, x: ir.Value, y: ir.Value) -> ir.Value:
+        """rndscale, reduce (y: the constant 8, to the nearest integer) or scalef, with no lane masked out."""
+        every, mode = ir.Constant(ir.IntType(16), 0xFFFF), ir.Constant(_I32, 4)
+        return self.call(f"llvm.x86.avx512.mask.{name}.ps.512", _VEC, x, y, x, every, mode)
+
+    def nearest(self, z: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """n and 2^n, n the integer nearest to z, for z in [-127, 128]; 2^-127 is 0 and 2^128 inf."""
+        magic = self.constant(12582912.0 + 127)  # 1.5 * 2^23: adding it leaves n + 127, an exponent, in the low bits
         shifted = self.b.fadd(z, magic)
-        fraction = self.b.fsub(z, self.b.fsub(shifted, magic))
-        power = self.polynomial(_EXP2, fraction if extra is None else self.b.fadd(fraction, extra))
         exponent = self.b.shl(self.b.bitcast(shifted, _IVEC), self.constant(23, _IVEC))
-        return self.b.bitcast(self.b.add(self.b.bitcast(power, _IVEC), exponent), _VEC)
+        return self.b.fsub(shifted, magic), self.b.bitcast(exponent, _VEC)
 
     def exp_of_minus_abs(self, x: ir.Value) -> ir.Value:
-        """exp(-|x|) to float32 accuracy (the product with log2 e in two parts)."""
+        """exp(-|x|) to float32 accuracy: what is left of |x| after n ln 2 is computed in two parts."""
         size = self.call(f"llvm.fabs.v{LANES}f32", _VEC, x)
-        minus = self.b.fneg(self.select("<", self.constant(104.0), size))
-        high = self.b.fmul(minus, self.constant(_LOG2E_HIGH))
-        low = self.fma(minus, self.constant(_LOG2E_HIGH), self.b.fneg(high))
-        return self.exp2(high, self.fma(minus, self.constant(_LOG2E_LOW), low))
+        minus = self.b.fneg(self.select("<", self.constant(87.5), size))
+        z = self.b.fmul(minus, self.constant(_LOG2E))
+        whole, power = (self.avx512("rndscale", z, ir.Constant(_I32, 8)), None) if _AVX512 else self.nearest(z)
+        rest = self.fma(whole, self.constant(-_LN2_HIGH), minus)
+        value = self.polynomial(_EXP, self.fma(whole, self.constant(-_LN2_LOW), rest))
+        return self.avx512("scalef", value, whole) if power is None else self.b.fmul(value, power)
 
     def softplus(self, x: ir.Value) -> ir.Value:
         e = self.exp_of_minus_abs(x)
@@ -179,6 +192,9 @@ class Emitter:
 
     def sums(self, vectors: Sequence[ir.Value]) -> ir.Value:
         """One vector of the horizontal sums of a power of two of vectors: a tree of shuffles, about 3 operations each."""
+        if len(vectors) > LANES:
+            half = len(vectors) // 2
+            return self.shuffle(self.sums(vectors[:half]), self.sums(vectors[half:]), range(2 * half))
         vectors, segment = list(vectors), LANES
         while len(vectors) > 1 or segment > 1:
             pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0],) * 2]
@@ -336,16 +352,48 @@ def atomic_next(e: Emitter, address: ir.Value) -> ir.Value:
 
 
 def _to_float(e: Emitter, raw: ir.Value, kind: int) -> ir.Value:
-    if kind == BF16:
-        return e.b.bitcast(e.b.shl(e.b.zext(raw, _IVEC), e.constant(16, _IVEC)), _VEC)
-    return e.b.fpext(e.b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), _VEC)
+    if kind == F16 and _HALF:
+        return e.b.fpext(e.b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), _VEC)
+    bits = e.b.zext(raw, _IVEC)
+    return e.b.bitcast(e.b.shl(bits, e.constant(16, _IVEC)), _VEC) if kind == BF16 else _half_to_float(e, bits)
+
+
+def _half_to_float(e: Emitter, bits: ir.Value) -> ir.Value:
+    size = e.b.and_(bits, e.constant(0x7FFF, _IVEC))
+    rebias = e.constant(112 << 23, _IVEC)
+    normal = e.b.add(e.b.shl(size, e.constant(13, _IVEC)), rebias)
+    infinite = e.b.icmp_unsigned(">=", size, e.constant(0x7C00, _IVEC))  # or NaN
+    normal = e.b.select(infinite, e.b.add(normal, rebias), normal)
+    tiny = e.b.fmul(e.b.sitofp(size, _VEC), e.constant(2.0**-24))
+    subnormal = e.b.icmp_unsigned("<", size, e.constant(0x400, _IVEC))
+    size = e.b.select(subnormal, e.b.bitcast(tiny, _IVEC), normal)
+    sign = e.b.shl(e.b.and_(bits, e.constant(0x8000, _IVEC)), e.constant(16, _IVEC))
+    return e.b.bitcast(e.b.or_(sign, size), _VEC)
+
+
+def _float_to_half(e: Emitter, bits: ir.Value) -> ir.Value:
+    """To nearest, ties to even; the result in the low 16 bits."""
+    size = e.b.and_(bits, e.constant(0x7FFFFFFF, _IVEC))
+    odd = e.b.and_(e.b.lshr(size, e.constant(13, _IVEC)), e.constant(1, _IVEC))
+    rounded = e.b.add(size, e.b.add(odd, e.constant(0xFFF - (112 << 23), _IVEC)))
+    normal = e.b.lshr(rounded, e.constant(13, _IVEC))
+    infinity = e.constant(0x7C00, _IVEC)
+    normal = e.b.select(e.b.icmp_unsigned("<", normal, infinity), normal, infinity)
+    half = e.constant(0.5)  # its last bit is worth the least subnormal number: adding it rounds
+    tiny = e.b.sub(e.b.bitcast(e.b.fadd(e.b.bitcast(size, _VEC), half), _IVEC), e.b.bitcast(half, _IVEC))
+    short = e.b.select(e.b.icmp_unsigned("<", size, e.constant(113 << 23, _IVEC)), tiny, normal)
+    nan = e.b.icmp_unsigned(">", size, e.constant(0x7F800000, _IVEC))
+    short = e.b.select(nan, e.constant(0x7E00, _IVEC), short)
+    return e.b.or_(short, e.b.and_(e.b.lshr(bits, e.constant(16, _IVEC)), e.constant(0x8000, _IVEC)))
 
 
 def _from_float(e: Emitter, value: ir.Value, kind: int) -> ir.Value:
     short = ir.VectorType(_I16, LANES)
-    if kind == F16:
+    if kind == F16 and _HALF:
         return e.b.bitcast(e.b.fptrunc(value, ir.VectorType(ir.HalfType(), LANES)), short)
     bits = e.b.bitcast(value, _IVEC)
+    if kind == F16:
+        return e.b.trunc(_float_to_half(e, bits), short)
     odd = e.b.and_(e.b.lshr(bits, e.constant(16, _IVEC)), e.constant(1, _IVEC))
     rounded = e.b.add(bits, e.b.add(odd, e.constant(0x7FFF, _IVEC)))  # to nearest, ties to even
     quiet_nan = e.b.or_(bits, e.constant(0x400000, _IVEC))
