@@ -321,9 +321,17 @@ def render_table(counts: dict[str, Any], cases: dict[str, list[str]]) -> str:
         for name in visionssm.list_models(task=task):
             counted = counts[name]
             papers = counted["macs"] + counted["scan"] + counted["norms"]
-            cells = [f"[{name}](model_cards/{name}.md)", millions(counted["parameters"]), billions(counted["macs"]),
-                     billions(papers), size_text(counted["input_size"][1:]), reported_in_short(name), licence_of(name), weights_status(name),
-                     parity_status(name, cases)]  # fmt: skip
+            cells = [
+                f"[{name}](model_cards/{name}.md)",
+                millions(counted["parameters"]),
+                billions(counted["macs"]),
+                billions(papers),
+                size_text(counted["input_size"][1:]),
+                reported_in_short(name),
+                licence_of(name),
+                weights_status(name),
+                parity_status(name, cases),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",

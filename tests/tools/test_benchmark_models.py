@@ -1,0 +1,133 @@
+"""The model benchmark: names, modes, turns, what cannot run, and the files it writes."""
+
+import csv
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from visionssm.analysis import speed, speed_report
+from visionssm.analysis.speed import BASELINES, Result, Setting, measure, resolve_models
+
+ROOT = Path(__file__).parents[2]
+QUICK = Setting(batch=2, repetitions=2, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def results() -> list[Result]:
+    return measure(["vmamba_nano", "resnet10t"], [32], ["latency", "inference", "training", "loop"], QUICK)
+
+
+def test_names() -> None:
+    assert resolve_models(["vim_tiny", "swin_tiny", "vim_tiny"]) == ["vim_tiny", BASELINES["swin_tiny"]]
+    assert resolve_models(["vmamba_v0_*"]) == ["vmamba_v0_base", "vmamba_v0_small", "vmamba_v0_tiny"]
+    with pytest.raises(ValueError, match="unknown model 'vim_tinny': did you mean vim_tiny"):
+        resolve_models(["vim_tinny"])
+    with pytest.raises(ValueError, match="no model of visionssm fits 'nothing_"):
+        resolve_models(["nothing_*"])
+
+
+def test_every_mode_is_measured(results: list[Result]) -> None:
+    in_turn = [
+        (mode, model)
+        for mode in ("latency", "inference", "training")
+        for model in ("vmamba_nano", "resnet10t")
+    ]
+    assert [(r.mode, r.model) for r in results] == [*in_turn, ("loop", "vmamba_nano")]
+    assert [r.batch for r in results] == [1, 1, 2, 2, 2, 2, 1]
+    for result in results:
+        assert not result.problem
+        assert 0 < result.fastest <= result.seconds <= result.slowest
+        assert result.parameters
+        assert result.macs
+        assert result.flops > result.macs
+        assert result.throughput == result.batch / result.seconds
+    [(model, resolution, ratio)] = speed_report.loop_ratios(results)
+    assert (model, resolution) == ("vmamba_nano", 32)
+    assert ratio == results[-1].seconds / results[0].seconds
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory of a process")
+def test_memory_holds_the_weights(results: list[Result]) -> None:
+    for result in results:
+        assert result.peak_bytes >= 4 * result.parameters
+
+
+def test_the_loop_runs_the_loop_and_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = speed._one_pass
+
+    def spy(subject: object, image: torch.Tensor, mode: str, setting: Setting) -> None:
+        seen.append((subject.result.model, mode))
+        original(subject, image, mode, setting)
+
+    monkeypatch.setattr(speed, "_one_pass", spy)
+    measure(["vim_nano", "vmamba_nano"], [64], ["latency"], QUICK)
+    first, then = [name for name, _ in seen[:6]], [name for name, _ in seen[6:]]
+    assert (
+        first == ["vim_nano"] * 3 + ["vmamba_nano"] * 3
+    )  # a warm-up, one for the memory, the first that counts
+    assert then == ["vim_nano", "vmamba_nano"]
+
+
+def test_what_cannot_run_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = speed._one_pass
+
+    def hungry(subject: object, image: torch.Tensor, mode: str, setting: Setting) -> None:
+        if subject.result.model == "vmamba_nano":
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        original(subject, image, mode, setting)
+
+    monkeypatch.setattr(speed, "_one_pass", hungry)
+    done = measure(["vmamba_nano", "vim_nano"], [32, 64], ["latency"], QUICK)
+    problems = {(r.model, r.resolution): r.problem for r in done}
+    assert problems["vmamba_nano", 32] == "out of memory: tried to allocate 20.00 GiB"
+    assert problems["vmamba_nano", 64] == "not tried: out of memory at 32"
+    assert problems["vim_nano", 32] == problems["vim_nano", 64] == ""
+
+
+def test_a_size_that_a_model_does_not_take_is_recorded() -> None:
+    vim, vmamba = measure(["vim_nano", "vmamba_nano"], [4], ["latency"], QUICK)
+    assert vim.seconds is None
+    assert "4" in vim.problem
+    assert vmamba.seconds
+
+
+def test_files(results: list[Result], tmp_path: Path) -> None:
+    content = json.loads(speed_report.to_json(results, QUICK, "python tools/benchmark_models.py"))
+    assert [row["seconds"] for row in content["rows"]] == [r.seconds for r in results]
+    assert content["setting"]["arithmetic"] == "float32, eager, contiguous"
+    assert torch.__version__ in content["setting"]["versions"]
+    rows = list(csv.DictReader(io.StringIO(speed_report.to_csv(results))))
+    assert [row["model"] for row in rows] == [r.model for r in results]
+    plots = speed_report.to_plots(results, QUICK, tmp_path)
+    assert [path.name for path in plots] == ["latency.png", "inference.png", "training.png", "loop.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in plots)
+
+
+def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    tool = str(ROOT / "tools" / "benchmark_models.py")
+    monkeypatch.setattr(sys, "argv", [tool, *arguments])
+    monkeypatch.setattr(speed, "limit_memory", lambda: None)  # it would hold for the tests that follow
+    runpy.run_path(tool, run_name="__main__")
+
+
+def test_the_tool_prints_table_conventions_and_ratio(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    sizes = ("--resolutions", "32", "--modes", "latency", "--repetitions", "1", "--warmup", "1")
+    run_tool(monkeypatch, "vmamba_nano", "--no-baselines", "--loop", "--device", "cpu", *sizes)
+    output = capsys.readouterr().out
+    assert "float32, eager, contiguous; median of 1, models in turn" in output
+    assert "9 B L D N" in output
+    assert "vmamba_nano at 32: " in output
+    assert "times as fast as with the per-step loop" in output
+
+
+def test_the_tool_answers_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"^error: unknown model 'vmamba_tinny'"):
+        run_tool(monkeypatch, "vmamba_tinny")

@@ -1,0 +1,128 @@
+"""Time models of visionssm and of timm in one run, in turn: throughput, latency, memory, parameters, operations.
+
+python tools/benchmark_models.py vim_tiny "vmamba_*_tiny" --resolutions 224 384 512 768 1024 1248
+python tools/benchmark_models.py vim_tiny --device cuda --precision bfloat16 --batch 64 --modes inference training
+python tools/benchmark_models.py --targets        one image of 224, float32, CPU, against the loop over the scan's steps
+
+The baselines swin_tiny, convnext_tiny, deit_tiny, deit_small and mambaout_tiny run along unless --no-baselines is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from visionssm.analysis import CONVENTIONS
+from visionssm.analysis.speed import BASELINES, MODES, Setting, limit_memory, measure, resolve_models
+from visionssm.analysis.speed_report import (
+    LOOP_TARGETS,
+    chosen_modes,
+    loop_ratios,
+    to_csv,
+    to_json,
+    to_plots,
+    to_table,
+)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "models", nargs="*", help="names of visionssm or timm, or shell patterns over visionssm's"
+    )
+    parser.add_argument("--no-baselines", action="store_true", help="only the models that are named")
+    parser.add_argument("--resolutions", type=positive, nargs="+", default=[224], metavar="PIXELS")
+    parser.add_argument(
+        "--modes", nargs="+", choices=[m for m in MODES if m != "loop"], default=["latency", "inference"]
+    )
+    parser.add_argument(
+        "--loop", action="store_true", help="also run visionssm's models with the per-step loop"
+    )
+    parser.add_argument(
+        "--targets", action="store_true", help="only the models with a target against the per-step loop"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="other: autocast"
+    )
+    parser.add_argument("--tf32", action="store_true", help="let a GPU round float32 products to TF32")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="memory format of images and convolutions"
+    )
+    parser.add_argument("--compile", action="store_true", help="run everything through torch.compile")
+    parser.add_argument(
+        "--batch", type=positive, default=8, help="images per pass of inference and training (default 8)"
+    )
+    parser.add_argument("--repetitions", type=positive, default=5)
+    parser.add_argument("--warmup", type=positive, default=2)
+    parser.add_argument("--json", metavar="FILE", type=Path)
+    parser.add_argument("--csv", metavar="FILE", type=Path)
+    parser.add_argument("--plots", metavar="FOLDER", type=Path, help="PNG files; needs matplotlib")
+    args = parser.parse_args(arguments)
+    if args.targets:
+        args.models, args.no_baselines, args.loop = list(LOOP_TARGETS), True, True
+        args.resolutions, args.modes, args.device, args.precision = [224], ["latency"], "cpu", "float32"
+    if not args.models and args.no_baselines:
+        parser.error("name at least one model")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    setting = Setting(
+        device=args.device, precision=args.precision, tf32=args.tf32, channels_last=args.channels_last, compile=args.compile,
+        batch=args.batch, repetitions=args.repetitions, warmup=args.warmup,
+    )  # fmt: skip
+    try:
+        names = resolve_models([*([] if args.no_baselines else BASELINES), *args.models])
+        if args.device == "cpu":
+            limit_memory()
+        modes = chosen_modes(args.modes, loop=args.loop)
+        results = measure(
+            names,
+            args.resolutions,
+            modes,
+            setting,
+            report=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(
+        f"{setting.hardware}\n{setting.versions}\n{setting.arithmetic}; median of {args.repetitions}, models in turn\n"
+    )
+    print(to_table(results))
+    print(f"MACs: {CONVENTIONS['macs']}.\nFLOPs: {CONVENTIONS['papers']}.")
+    for model, resolution, ratio in loop_ratios(results):
+        target = LOOP_TARGETS.get(model) if args.targets else None
+        verdict = (
+            "" if target is None else f" (target {target:.0f}: {'met' if ratio >= target else 'MISSED'})"
+        )
+        print(f"{model} at {resolution}: {ratio:.1f} times as fast as with the per-step loop{verdict}")
+    if args.json:
+        command = f"python tools/benchmark_models.py {shlex.join(sys.argv[1:])}"
+        args.json.write_text(to_json(results, setting, command))
+    if args.csv:
+        args.csv.write_text(to_csv(results))
+    if args.plots:
+        to_plots(results, setting, args.plots)
+    if not any(result.seconds for result in results):
+        raise SystemExit("error: nothing could be measured")
+
+
+if __name__ == "__main__":
+    main()

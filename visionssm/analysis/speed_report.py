@@ -1,0 +1,170 @@
+"""Results of `speed` as a table, CSV, JSON and plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .speed import MODES, Mode, Result, Setting
+
+__all__ = ["LOOP_TARGETS", "chosen_modes", "loop_ratios", "to_csv", "to_json", "to_plots", "to_table"]
+
+LOOP_TARGETS = {
+    "vim_tiny": 12.0,
+    "vmamba_v0_tiny": 20.0,
+}  # times as fast as the loop: one image of 224, float32, CPU
+
+
+def loop_ratios(results: Sequence[Result]) -> list[tuple[str, int, float]]:
+    """How many times as fast as with the per-step loop: (model, resolution, ratio), where both were measured."""
+    loops = {(r.model, r.resolution): r.seconds for r in results if r.mode == "loop" and r.seconds}
+    found = []
+    for r in results:
+        loop = loops.get((r.model, r.resolution))
+        if r.mode == "latency" and r.seconds and loop:
+            found.append((r.model, r.resolution, loop / r.seconds))
+    return found
+
+
+def to_table(results: Sequence[Result]) -> str:
+    """Columns of text, a block for each mode and resolution; ratios are to the block's first model that was measured."""
+    head = ("model", "params M", "GMACs", "GFLOPs", "ms", "spread", "img/s", "ratio", "peak MiB", "top-1")
+    lines: list[str] = []
+    for mode, resolution in dict.fromkeys((r.mode, r.resolution) for r in results):
+        block = [r for r in results if (r.mode, r.resolution) == (mode, resolution)]
+        base = next((r.throughput for r in block if r.throughput), None)
+        rows = [head, *(_row(result, base) for result in block)]
+        widths = [max(len(row[i]) for row in rows if len(row) > i) for i in range(len(head))]
+        lines.append(f"{mode}, {resolution} pixels, batch {block[0].batch}: {MODES[mode]}")
+        for row in rows:
+            cells = [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=False)),
+            ]
+            lines.append("  " + "  ".join(cells))
+        for result in block:
+            if result.problem:
+                lines.append(f"  {result.model}: {result.problem}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(r: Result, base: float | None) -> tuple[str, ...]:
+    def number(value: float | None, scale: float = 1.0, places: int = 1) -> str:
+        return "-" if value is None else f"{value * scale:.{places}f}"
+
+    spread = (
+        None
+        if r.seconds is None or r.slowest is None or r.fastest is None
+        else (r.slowest - r.fastest) / r.seconds
+    )
+    ratio = None if r.throughput is None or base is None else r.throughput / base
+    return (
+        r.model,
+        number(r.parameters, 1e-6),
+        number(r.macs, 1e-9, 2),
+        number(r.flops, 1e-9, 2),
+        number(r.seconds, 1e3),
+        "-" if spread is None else f"{spread:.0%}",
+        number(r.throughput),
+        number(ratio, places=2),
+        number(r.peak_bytes, 2**-20, 0),
+        number(r.top1),
+    )
+
+
+def to_csv(results: Sequence[Result]) -> str:
+    """One line per result, with a head."""
+    text = io.StringIO()
+    rows = [_as_dict(result) for result in results]
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_json(results: Sequence[Result], setting: Setting, command: str) -> str:
+    """The setting, with hardware and versions, and the results."""
+    about = {
+        **asdict(setting),
+        "hardware": setting.hardware,
+        "versions": setting.versions,
+        "arithmetic": setting.arithmetic,
+    }
+    rows = ",\n".join(json.dumps(_as_dict(result)) for result in results)
+    return f'{{"setting": {json.dumps({**about, "command": command}, indent=1)},\n"rows": [\n{rows}\n]}}\n'
+
+
+def _as_dict(result: Result) -> dict[str, Any]:
+    return asdict(result) | {"throughput": result.throughput}
+
+
+def to_plots(results: Sequence[Result], setting: Setting, folder: str | Path) -> list[Path]:
+    """Throughput and memory against resolution, and reported accuracy against throughput, as PNG files for each mode.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    written = []
+    for mode in dict.fromkeys(r.mode for r in results):
+        measured = [r for r in results if r.mode == mode and r.throughput]
+        if not measured:
+            continue
+        figure = Figure(figsize=(17, 5), layout="constrained")
+        FigureCanvasAgg(figure)  # without pyplot, which would keep figures and choose a display
+        speed, memory, accuracy = figure.subplots(1, 3)
+        for model in dict.fromkeys(r.model for r in measured):
+            own = [r for r in measured if r.model == model]
+            speed.plot([r.resolution for r in own], [r.throughput or 0 for r in own], marker=".", label=model)
+            known = [r for r in own if r.peak_bytes]
+            memory.plot(
+                [r.resolution for r in known],
+                [(r.peak_bytes or 0) / 2**20 for r in known],
+                marker=".",
+                label=model,
+            )
+        _plot_accuracy(accuracy, measured)
+        for panel, label in ((speed, "images per second"), (memory, "peak memory, MiB")):
+            panel.set(xlabel="resolution", ylabel=label, xscale="log", yscale="log")
+            panel.grid(alpha=0.3, which="both")
+        speed.legend(fontsize=7)
+        figure.suptitle(
+            f"{mode}, batch {measured[0].batch}; {setting.hardware}; {setting.arithmetic}", fontsize=9
+        )
+        path = Path(folder) / f"{mode}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+        written.append(path)
+    return written
+
+
+def _plot_accuracy(panel: Any, measured: Sequence[Result]) -> None:
+    """Reported top-1 over throughput at 224 pixels, which the reports are for."""
+    for result in measured:
+        if result.top1 is not None and result.resolution == 224:
+            panel.scatter([result.throughput], [result.top1], s=15)
+            panel.annotate(
+                result.model,
+                (result.throughput, result.top1),
+                fontsize=7,
+                xytext=(3, 3),
+                textcoords="offset points",
+            )
+    panel.set(xlabel="images per second at 224", ylabel="ImageNet-1k top-1 as reported, %")
+    panel.grid(alpha=0.3)
+
+
+def chosen_modes(names: Sequence[str], *, loop: bool) -> list[Mode]:
+    """Modes by name, with the loop and what it is compared with if asked for."""
+    modes = [mode for mode in MODES if mode in names]
+    if loop:
+        modes = list(dict.fromkeys(["latency", *modes, "loop"]))
+    return modes
