@@ -1,7 +1,7 @@
 """Rewrite model_cards/<name>.md for every registered variant, and the table of variants in the README.
 
 python dev/update_cards.py          count what is not counted yet (model_cards/operations.json), then write
-python dev/update_cards.py --all    count everything anew, a few minutes
+python dev/update_cards.py "vim_*"  count these anew first; "*" counts all, a few minutes
 
 Measured speed comes from model_cards/measurements.json, which tools/benchmark_models.py writes; reproduced figures from
 model_cards/reproduced.json: {"vim_tiny": [{"figure": "top-1", "value": "76.1", "command": "python tools/evaluate.py ..."}]}.
@@ -10,6 +10,7 @@ model_cards/reproduced.json: {"vim_tiny": [{"figure": "top-1", "value": "76.1", 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import importlib
 import inspect
 import json
@@ -373,9 +374,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--all", action="store_true", help="count every variant anew")
-    anew = parser.parse_args().all
-    known = {} if anew else read_json(OPERATIONS)
+    parser.add_argument(
+        "anew",
+        nargs="*",
+        metavar="PATTERN",
+        help='variants to count anew, "vim_*"; the others keep their counts',
+    )
+    anew = parser.parse_args().anew
+    known = read_json(OPERATIONS)
+    for name in [name for pattern in anew for name in fnmatch.filter(known, pattern)]:
+        known.pop(name, None)
     counts = {}
     for name in visionssm.list_models():
         if name not in known:

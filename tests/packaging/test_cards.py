@@ -5,10 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import visionssm
 from dev import update_cards
 from tests.parity.families import FAMILIES
+from visionssm.analysis import count_parameters
 from visionssm.models import pretrained_cfg
 from visionssm.models.reported import REPORTED
 
@@ -46,7 +48,15 @@ def test_readme_without_markers_is_refused() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_nano")])
 def test_counts_are_current(name: str) -> None:
-    assert update_cards.count(name) == update_cards.read_json(update_cards.OPERATIONS)[name], f"{MEND} --all"
+    assert update_cards.count(name) == update_cards.read_json(update_cards.OPERATIONS)[name], f"{MEND} {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_current(name: str) -> None:
+    with torch.device("meta"):
+        parameters = count_parameters(visionssm.create_model(name))
+    assert parameters == update_cards.read_json(update_cards.OPERATIONS)[name]["parameters"], f"{MEND} {name}"
 
 
 def test_reported_figures_are_of_variants_and_complete() -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .speed import MODES, Mode, Result, Setting
 
@@ -164,7 +164,5 @@ def _plot_accuracy(panel: Any, measured: Sequence[Result]) -> None:
 
 def chosen_modes(names: Sequence[str], *, loop: bool) -> list[Mode]:
     """Modes by name, with the loop and what it is compared with if asked for."""
-    modes = [mode for mode in MODES if mode in names]
-    if loop:
-        modes = list(dict.fromkeys(["latency", *modes, "loop"]))
-    return modes
+    wanted = {*names, *(("latency", "loop") if loop else ())}
+    return [mode for mode in get_args(Mode) if mode in wanted]
