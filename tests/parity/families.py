@@ -36,6 +36,18 @@ def hierarchical(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
     return outputs
 
 
+def dense_options(case: Case) -> dict[str, Any]:
+    """Norms on every stage's map, where the case is of a published detector's backbone."""
+    return {"stage_norms": True} if "backbone" in case.name else {}
+
+
+def hierarchical_or_dense(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """What `hierarchical` gives, or the normed maps of a detector's backbone."""
+    if "backbone" not in case.name:
+        return hierarchical(model, x, case)
+    return {f"out{i}": feature for i, feature in enumerate(model.forward_intermediates(x, intermediates_only=True))}
+
+
 def vim_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
     """Logits, tokens after the norm, and what three blocks add to and find in the residual stream."""
     kept: dict[str, Tensor] = {}
@@ -90,7 +102,10 @@ def mambairv2_options(case: Case) -> dict[str, Any]:
 
 
 def mambairv2_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
-    """What `restored` gives, and the category of every position in every layer. Noise is by the file's rule or from torch's seed 0."""
+    """What `restored` gives, and the category of every position in every layer.
+
+    Noise is by the file's rule, or from torch's seed 0.
+    """
     routes: list[Tensor] = []
     mixers = [module for module in model.modules() if isinstance(module, AttentiveScan)]
     hooks = [m.router.register_forward_hook(lambda _, args, out: routes.append(out[1])) for m in mixers]
@@ -169,6 +184,7 @@ FAMILIES = {
         outputs=mambairv2_outputs,
         tolerance="PUBLISHED_IMAGES_AND_VOLUMES",
     ),
+    "msvmamba": Family(lambda case: f"msvmamba_{case.variant}", options=dense_options, outputs=hierarchical_or_dense),
     "plain_mamba": Family(lambda case: case.variant, outputs=plain_mamba_outputs),
     "segmamba": Family(
         lambda case: f"segmamba_{case.variant}",

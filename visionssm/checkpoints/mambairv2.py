@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from timm.layers import RelPosBias
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ def _check_index(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
     index = state.pop(_INDEX)
     biases = [module for module in model.modules() if isinstance(module, RelPosBias)]
     for bias in biases[:1]:
-        wanted = bias.relative_position_index.to(index.device)
+        wanted = cast(Tensor, bias.relative_position_index).to(index.device)
         if index.numel() != wanted.numel() or not torch.equal(index.flatten().long(), wanted):
             raise CheckpointError(
                 f"{_INDEX!r} of shape {tuple(index.shape)} is not the table of relative positions in windows of "

@@ -7,7 +7,7 @@ Source of the shapes: SwinIR (arXiv 2108.10257) for the plain frame, Restormer (
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ class ResidualGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        y = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        y = cast(Tensor, checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x))
         return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -155,6 +155,8 @@ class RestorationModel(nn.Module):
         multiple: sides are padded to multiples of it, by mirroring, and the output is cropped.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         *,
@@ -184,13 +186,11 @@ class RestorationModel(nn.Module):
         self.head = _HEADS[upsampler](dim, in_chans, upscale)
         self.apply(_init_linear)
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory: blocks are run again in the backward pass."""
         for group in self.groups:
-            group.grad_checkpointing = enable
+            group.grad_checkpointing = enable  # pyright: ignore
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """What the published code marks: A_log and D."""
         return _scan_scalars(self)
@@ -221,7 +221,10 @@ class _Down(nn.Module):
         self.conv = nn.Conv2d(dim, dim // 2, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_unshuffle(self.conv(x.permute(0, 3, 1, 2)), 2).permute(0, 2, 3, 1)
+        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # by hand, because torch's pixel_unshuffle leaves an empty batch as it is
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        return x.permute(0, 1, 3, 5, 2, 4).flatten(3)
 
 
 class _Up(nn.Module):
@@ -269,13 +272,11 @@ class RestorationUNet(nn.Module):
         self.refinement = stage(2 * dim, refinement)
         self.conv_last = nn.Conv2d(2 * dim, in_chans, 3, padding=1, bias=False)
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory: blocks are run again in the backward pass."""
         for stage in (*self.encoder, *self.decoder, self.refinement):
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # pyright: ignore
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """What the published code marks: A_log and D."""
         return _scan_scalars(self)

@@ -64,7 +64,7 @@ class AttentiveScan(nn.Module):
         categories: T.
         rank: of the (T, N) matrix of prompts, which is a product of two.
         sort: the order inside a category: "stable" for that of the raster, "published" for what the published code's
-            `torch.sort` without `stable=True` makes of it, which is the raster's on GPUs but another on CPUs.
+            `torch.sort` without `stable=True` makes of it: on CPUs another, the same every time; elsewhere as the device has it.
     """
 
     def __init__(
@@ -134,10 +134,8 @@ class AttentiveScan(nn.Module):
             (B, H, W, C).
         """
         soft_BLT, category_BL = self.router(x.flatten(1, 2), noise)
-        if self.sort == "stable":
-            order_B1L = category_order(category_BL)
-        else:
-            order_B1L = category_BL.argsort(dim=-1).to(torch.int32)[:, None]
+        stable = self.sort == "stable"
+        order_B1L = category_order(category_BL) if stable else category_BL.argsort(dim=-1).to(torch.int32)[:, None]
         prompt_BLN = self._prompts(soft_BLT, category_BL, invert(order_B1L)[:, 0])
         h = self.in_proj(x)
         h = h * torch.sigmoid(self.conv(h.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)

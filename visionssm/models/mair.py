@@ -3,8 +3,8 @@
 Paper: MaIR: A Locality- and Continuity-Preserving Mamba for Image Restoration, arXiv 2412.20066.
 Code: XLearning-SCU/2025-CVPR-MaIR@2fb433e (without a licence: nothing of it is here but what it computes).
 In the plain model every second block of a group shifts its stripes by half their width; in the U-Net none does.
-Differs from the published code: channels-last inside; scan parameters of shape (K, ...); tables of any size are made once and kept; the
-U-Net pads sides that are no multiples of 8 instead of failing.
+Differs from the published code: channels-last inside; scan parameters of shape (K, ...); tables of any size are made once and
+kept; the U-Net pads sides that are no multiples of 8 instead of failing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from timm.layers import DropPath, Mlp
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
@@ -106,7 +106,8 @@ class MaIR(PretrainedMixin, RestorationModel):
             scans = iter(layer_scans(scan, sum(depths)))
         else:  # the schedule begins anew in every group
             scans = iter([order for depth in depths for order in layer_scans(scan, depth)])
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
+        last = max(sum(depths) - 1, 1)
+        rates = iter([drop_path_rate * i / last for i in range(sum(depths))])
 
         def block() -> nn.Module:
             return MaIRBlock(

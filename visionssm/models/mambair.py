@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import DropPath, SEModule, calculate_drop_path_rates
+from timm.layers import DropPath, SEModule
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
@@ -117,7 +117,8 @@ class MambaIR(PretrainedMixin, RestorationModel):
         drop_path_rate: float = 0.1,
     ) -> None:
         scans = iter(layer_scans(scan, sum(depths)))
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
+        last = max(sum(depths) - 1, 1)
+        rates = iter([drop_path_rate * i / last for i in range(sum(depths))])
 
         def block() -> nn.Module:
             return MambaIRBlock(

@@ -2,11 +2,11 @@
 
 Paper: MambaIRv2: Attentive State Space Restoration, arXiv 2411.15269. Code: csguoh/MambaIR@33d7b34 (Apache-2.0).
 Differs from the published code: channels-last inside; padding of any size.
-The published sort by category is not stable, and on CPUs its order inside a category, which changes the result, is torch's own: this
-is kept, since published outputs depend on it; `sort="stable"` gives the same on every device.
+The published sort by category is not stable: the order inside a category, which changes the result, is what torch's sort makes
+of it on the device. This is kept, since published outputs depend on it; `sort="stable"` gives the same order everywhere.
 The published models draw Gumbel noise for the routing in evaluation too, so that two runs on an image differ, and the published
-figures were measured so. Here the most probable category is taken in evaluation: `routing="gumbel"` does as published. In training
-both draw, from the generator given to `forward`.
+figures were measured so. Here the most probable category is taken in evaluation: `routing="gumbel"` does as published. In
+training both draw, from the generator given to `forward`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,17 +59,19 @@ class WindowAttention(nn.Module):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
         window, batch, height, width = self.window, x.shape[0], x.shape[1] // self.window, x.shape[2] // self.window
-        qkv = self.qkv(x).view(batch, height, window, width, window, 3, self.heads, -1)
+        qkv = self.qkv(x).view(batch, height, window, width, window, 3, self.heads, x.shape[3] // self.heads)
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6)  # (3, B, rows, columns, heads, positions, channels)
         bias = self.bias.get_bias()
         if not self.shift:
             y = self._attend(qkv, bias)
         else:  # only the last row and the last column of windows hold what the shift brought together
             inner, last = slice(0, -1), slice(-1, None)
-            rows = [
-                torch.cat([self._attend(qkv[:, :, i, j], bias + self._mask(bias, i == last, j == last)) for j in (inner, last)], 2)
-                for i in (inner, last)
-            ]
+            rows = []
+            for i in (inner, last):
+                row = [
+                    self._attend(qkv[:, :, i, j], bias + self._mask(bias, i == last, j == last)) for j in (inner, last)
+                ]
+                rows.append(torch.cat(row, 2))
             y = torch.cat(rows, 1)
         y = y.unflatten(4, (window, window)).permute(0, 1, 4, 2, 5, 3, 6)
         y = self.proj(y.reshape(x.shape))
@@ -184,9 +186,11 @@ class AttentiveGroup(nn.Module):
         """(B, H, W, C), whether to draw noise, its source -> (B, H, W, C)."""
         y = x
         for layer in self.layers:
+            assert isinstance(layer, AttentiveLayer)
             # drawn here, so that a layer that is run again for its gradients takes the same ways
             noise = layer.mixer.draw_noise(y, generator) if draw else None
-            y = checkpoint(layer, y, noise, use_reentrant=False) if self.grad_checkpointing else layer(y, noise)
+            again = self.grad_checkpointing
+            y = cast(Tensor, checkpoint(layer, y, noise, use_reentrant=False) if again else layer(y, noise))
         return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -346,7 +350,7 @@ _LIGHT: dict[str, Any] = {
     "mlp_ratio": 1.0,
     "light": True,
 }
-_SMALL: dict[str, Any] = {"dim": 132, "depths": (6, 6, 6, 6), "heads": 4}
+_SMALL: dict[str, Any] = {"dim": 132, "depths": (4,) * 6, "heads": 4}
 _BASE: dict[str, Any] = {"dim": 174, "depths": (6,) * 6, "heads": 6}
 _LARGE: dict[str, Any] = {"dim": 174, "depths": (6,) * 9, "heads": 6}
 _SAME_SIZE: dict[str, Any] = {**_BASE, "upscale": 1, "upsampler": "none"}
