@@ -33,7 +33,7 @@ ENVIRONMENT = {
 
 def train(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     command = [sys.executable, *launcher, TOOL, DEMO, *arguments]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False)
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
@@ -85,7 +85,7 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     ]
     single = train(*options, f"run.output={tmp_path / 'one'}")
     assert single.returncode == 0, single.stderr
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     double = train(*options, f"run.output={tmp_path / 'two'}", launcher=launcher)
     assert double.returncode == 0, double.stderr
     assert "2 x cpu" in double.stdout

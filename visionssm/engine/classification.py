@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,14 +21,7 @@ from visionssm.data.errors import UserError
 from visionssm.data.sampling import EvalBatches, UpdateBatches
 from visionssm.data.seeding import seed_of, seeded
 from visionssm.data.transforms import AugmentConfig, InputStats, build_eval_transform, build_train_transform
-from visionssm.engine.checkpoint import (
-    BEST,
-    LAST,
-    CheckpointError,
-    find_checkpoint,
-    load_checkpoint,
-    write_atomic,
-)
+from visionssm.engine.checkpoint import BEST, load_checkpoint, write_atomic
 from visionssm.engine.config import dump_config
 from visionssm.engine.evaluation import Scores, evaluate_classifier
 from visionssm.engine.logging import RunLogger
@@ -44,6 +34,7 @@ from visionssm.engine.models import (
     load_classifier,
 )
 from visionssm.engine.plots import plot_confusion, plot_curves
+from visionssm.engine.run_folder import environment, starting_point
 from visionssm.engine.settings import EmaConfig, OptimizerConfig, RunConfig, ScheduleConfig
 
 __all__ = ["ClassificationConfig", "ClassificationTask", "LossConfig", "MixConfig", "train_classifier"]
@@ -253,7 +244,7 @@ def train_classifier(
     started = time.perf_counter()
     folder = Path(config.run.output)
     accelerator = build_accelerator(config.run, cpu=cpu)
-    checkpoint = _starting_point(config, folder, resume, accelerator)
+    checkpoint = starting_point(config.run, resume, accelerator)
 
     data = config.data
     train = open_source(data, data.train_split)
@@ -334,7 +325,7 @@ def train_classifier(
                 "skipped_images": sorted(task.skipped),
                 "history": history,
                 "seconds": time.perf_counter() - started,
-                "environment": _environment(accelerator),
+                "environment": environment(accelerator),
                 "config": dump_config(config),
             }
             write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
@@ -342,32 +333,6 @@ def train_classifier(
         return metrics
     finally:
         logger.close()
-
-
-def _starting_point(
-    config: ClassificationConfig, folder: Path, resume: str, accelerator: Accelerator
-) -> Path | None:
-    """The checkpoint to resume from; refuses to mix two runs in one folder."""
-    path = find_checkpoint(folder / "checkpoints", resume)
-    known = [None if path is None else str(path)]
-    broadcast_object_list(known)
-    if known[0] is not None and path is None:
-        raise CheckpointError(
-            f"{known[0]} is not visible on process {accelerator.process_index}: share the run folder"
-        )
-    last = folder / "checkpoints" / LAST
-    if path is None and last.is_file() and not config.run.overwrite:
-        raise UserError(
-            f"{folder} already holds a run; continue it with --resume auto, start anew with --overwrite, "
-            "or choose another run.output"
-        )
-    accelerator.wait_for_everyone()
-    if path is None and accelerator.is_main_process:
-        for name in (LAST, BEST):
-            (folder / "checkpoints" / name).unlink(missing_ok=True)
-        for events in (folder / "tensorboard").glob("events.*"):
-            events.unlink()
-    return path
 
 
 def _export_and_score(
@@ -386,14 +351,8 @@ def _export_and_score(
     return task.scores(loaded, source, input_stats(loaded))
 
 
-def _environment(accelerator: Accelerator) -> dict[str, Any]:
-    cuda = accelerator.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-        "processes": accelerator.num_processes,
-        "precision": accelerator.mixed_precision,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "threads": torch.get_num_threads(),
-    }
+def _starting_point(config: Any, folder: Path, resume: str, accelerator: Accelerator) -> Path | None:
+    return starting_point(config.run, resume, accelerator)
+
+
+_environment = environment

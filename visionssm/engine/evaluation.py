@@ -89,13 +89,15 @@ def evaluate_classifier(
     model.eval()
     metrics = MetricCollection(
         {
-            "top1": MulticlassAccuracy(num_classes, average="micro"),
-            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
-            "confusion": MulticlassConfusionMatrix(num_classes),
+            "top1": MulticlassAccuracy(num_classes, average="micro", sync_on_compute=shared),
+            "top5": MulticlassAccuracy(
+                num_classes, average="micro", top_k=min(5, num_classes), sync_on_compute=shared
+            ),
+            "confusion": MulticlassConfusionMatrix(num_classes, sync_on_compute=shared),
         },
         compute_groups=False,
     ).to(device)
-    mean_loss = MeanMetric().to(device)
+    mean_loss = MeanMetric(sync_on_compute=shared).to(device)
     counts = torch.zeros(2, dtype=torch.int64, device=device)
     for batch in loader:
         counts[1] += len(batch["problems"])
@@ -114,9 +116,6 @@ def evaluate_classifier(
             tick(len(targets))
     if shared:
         counts = accelerator.reduce(counts, reduction="sum")
-    else:
-        for metric in (*metrics.values(), mean_loss):
-            metric.sync_on_compute = False
     if not counts[0]:
         raise DataError("there is no readable image to evaluate")
     values = metrics.compute()

@@ -21,7 +21,7 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 
 from visionssm.data.errors import UserError
-from visionssm.data.sampling import UpdateBatches
+from visionssm.data.sampling import Batches
 from visionssm.data.seeding import seed_of
 from visionssm.engine.checkpoint import BEST, LAST, CheckpointError, load_checkpoint, save_checkpoint
 from visionssm.engine.config import config_changes
@@ -29,7 +29,7 @@ from visionssm.engine.logging import RunLogger
 from visionssm.engine.settings import (
     EmaConfig,
     OptimizerConfig,
-    RunConfig,
+    RunSettings,
     ScheduleConfig,
     build_optimizer,
     build_schedule,
@@ -39,6 +39,7 @@ __all__ = ["DivergedError", "Place", "Task", "Trainer", "build_accelerator", "op
 
 # What may differ when a run is resumed, because it does not change what is computed (rounding apart).
 FREE_KEYS = (
+    "data.cache",
     "data.eval_batch_size",
     "data.path",
     "data.workers",
@@ -74,7 +75,7 @@ class Task(Protocol):
     """The metric of `evaluate` that chooses the best epoch."""
     higher_is_better: bool
 
-    def train_loader(self, batches: UpdateBatches) -> Any:
+    def train_loader(self, batches: Batches) -> Any:
         """Iterable of micro-batches in the order of `batches`."""
         ...
 
@@ -119,7 +120,7 @@ def open_accelerator(precision: str, *, cpu: bool = False, compile_backend: str 
     return accelerator
 
 
-def build_accelerator(run: RunConfig, *, cpu: bool = False) -> Accelerator:
+def build_accelerator(run: RunSettings, *, cpu: bool = False) -> Accelerator:
     """accelerate's view of the launch: one process, or several under `accelerate launch` or `torchrun`.
 
     Raises:
@@ -151,9 +152,9 @@ class Trainer:
         self,
         model: nn.Module,
         task: Task,
-        batches: UpdateBatches,
+        batches: Batches,
         *,
-        run: RunConfig,
+        run: RunSettings,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         ema: EmaConfig,
@@ -201,7 +202,7 @@ class Trainer:
             start, first = time.perf_counter(), self.state.update
             self._train_epoch()
             seconds = time.perf_counter() - start
-            images = (self.batches.updates_per_epoch - first) * self.run.batch_size
+            images = self.batches.samples(first, self.batches.updates_per_epoch)
             self._end_epoch(images_per_second=images / max(seconds, 1e-9))
         return self.state.history
 
@@ -257,7 +258,7 @@ class Trainer:
             every = self.run.checkpoint_every
             if every is not None and state.update % every == 0 and state.update < total:
                 self._save(LAST)
-            rate = (state.update - first) * self.run.batch_size / (time.perf_counter() - start)
+            rate = batches.samples(first, state.update) / (time.perf_counter() - start)
             mean = state.loss_sum / state.measured if state.measured else None
             self.logger.step(loss=mean, images_per_second=rate)
         self._settle()

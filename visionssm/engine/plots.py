@@ -15,7 +15,7 @@ from PIL import Image
 
 from visionssm.engine.checkpoint import write_atomic
 
-__all__ = ["plot_confusion", "plot_contact_sheet", "plot_curves"]
+__all__ = ["plot_confusion", "plot_contact_sheet", "plot_curves", "plot_restoration"]
 
 NAMED_CLASSES = 40  # with more, class names and numbers in the cells would not be readable
 
@@ -88,6 +88,57 @@ def plot_contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], p
         panel.imshow(np.asarray(image))
         panel.set_title(caption, fontsize=8, y=0, va="top", pad=-4)
     _save(figure, path)
+
+
+def plot_restoration(
+    rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]],
+    path: str | Path,
+    *,
+    title: str = "",
+    side: int = 128,
+) -> None:
+    """Versions of pictures side by side, as a PNG: a detail of each, enlarged without smoothing.
+
+    Args:
+        rows: Per picture its name, its versions (H, W, 1 or 3) uint8 of one size, and their captions.
+        path: File to write.
+        title: Above the picture.
+        side: Of the square detail, around the place with most contrast.
+    """
+    columns = max(len(images) for _, images, _ in rows)
+    figure = Figure(figsize=(4 * columns, 4.3 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for panel in panels.ravel():
+        panel.set_xticks([])
+        panel.set_yticks([])
+    for line, (name, images, captions) in zip(panels, rows, strict=True):
+        y, x = _detail(images[-1], side)
+        for panel, image, caption in zip(line, images, captions, strict=False):
+            part = image[y : y + side, x : x + side]
+            grey = part.shape[2] == 1
+            panel.imshow(
+                part[..., 0] if grey else part, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+            )
+            panel.set_title(caption, fontsize=10)
+        line[0].set_ylabel(Path(name).name)
+    if title:
+        figure.suptitle(title)
+    _save(figure, path)
+
+
+def _detail(image: np.ndarray, side: int) -> tuple[int, int]:
+    """Top left corner of the square, out of a grid of them, whose brightness varies most."""
+    height, width = image.shape[:2]
+    grey = image.mean(2)
+    corners = [
+        (y, x)
+        for y in range(0, max(height - side, 0) + 1, max(side // 2, 1))
+        for x in range(0, max(width - side, 0) + 1, max(side // 2, 1))
+    ]
+    return max(
+        corners,
+        key=lambda corner: float(grey[corner[0] : corner[0] + side, corner[1] : corner[1] + side].std()),
+    )
 
 
 def _save(figure: Figure, path: str | Path) -> None:

@@ -7,14 +7,23 @@ from typing import Any, Literal
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler import MultiStepLRScheduler, create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from visionssm.data.errors import did_you_mean
 from visionssm.engine.config import ConfigError
 
-__all__ = ["EmaConfig", "OptimizerConfig", "RunConfig", "ScheduleConfig", "build_optimizer", "build_schedule"]
+__all__ = [
+    "EmaConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "RunSettings",
+    "ScheduleConfig",
+    "UpdatesRunConfig",
+    "build_optimizer",
+    "build_schedule",
+]
 
 SCHEDULES = (
     "cosine",
@@ -25,13 +34,12 @@ SCHEDULES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """How a run is carried out.
+class RunSettings:
+    """Abstract: how a run is carried out, whatever its length is counted in.
 
     Args:
         output: Run folder.
         seed: Decides the weights, the order of the data and every random choice.
-        epochs: Passes over the training set, warm-up included.
         batch_size: Samples per optimizer update, over all processes and accumulation steps.
         accumulate: Forward passes per update and process.
         precision: "no" (float32), "bf16" or "fp16" (GPUs only, with loss scaling).
@@ -47,7 +55,6 @@ class RunConfig:
 
     output: str
     seed: int = 0
-    epochs: int = 300
     batch_size: int = 1024
     accumulate: int = 1
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -69,6 +76,42 @@ class RunConfig:
             raise ConfigError(f"run.threads={self.threads} must be at least 1, or null")
         if self.seed < 0:
             raise ConfigError(f"run.seed={self.seed} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunSettings):
+    """A run of passes over the training set.
+
+    Args:
+        epochs: Passes, warm-up included.
+    """
+
+    epochs: int = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdatesRunConfig(RunSettings):
+    """A run of optimizer updates; what other sections call an epoch is the stretch between two evaluations.
+
+    Args:
+        updates: Length of the run.
+        evaluate_every: Updates between evaluations; divides `updates`.
+    """
+
+    batch_size: int = 32
+    updates: int = 500_000
+    evaluate_every: int = 5_000
+
+    def __post_init__(self) -> None:
+        if self.evaluate_every < 1 or self.updates < 1 or self.updates % self.evaluate_every:
+            raise ConfigError(
+                f"run.updates={self.updates} must be a multiple of run.evaluate_every={self.evaluate_every}, both at least 1"
+            )
+        super().__post_init__()
+
+    @property
+    def epochs(self) -> int:
+        return self.updates // self.evaluate_every
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +143,22 @@ class ScheduleConfig:
     """Learning rate over the run, stepped per update; names and meaning as in timm.
 
     Args:
-        name: "cosine", "tanh", "poly" or "constant".
+        name: "cosine", "tanh", "poly", "constant" or "multistep".
         warmup_epochs: Linear warm-up from `warmup_lr`, inside `run.epochs`.
         warmup_lr, min_lr: First and last learning rate.
+        power: Exponent of "poly".
         warmup_prefix: Start the curve after the warm-up (Swin, VMamba) instead of cutting off its beginning (DeiT, Vim).
+        milestones, decay_rate: For "multistep": after so many updates each, warm-up included, the learning rate is multiplied.
     """
 
     name: str = "cosine"
     warmup_epochs: int = 0
     warmup_lr: float = 1e-6
     min_lr: float = 0.0
+    power: float = 0.9
     warmup_prefix: bool = False
+    milestones: tuple[int, ...] = ()
+    decay_rate: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +203,7 @@ def build_schedule(
     optimizer: torch.optim.Optimizer,
     *,
     optimizer_config: OptimizerConfig,
-    run: RunConfig,
+    run: RunSettings,
     updates_per_epoch: int,
 ) -> Scheduler:
     """timm's schedule, a pure function of the number of updates done.
@@ -167,9 +215,26 @@ def build_schedule(
         raise ConfigError(
             f"schedule.warmup_epochs={config.warmup_epochs} must be less than run.epochs={run.epochs}"
         )
-    if config.name not in SCHEDULES:
-        raise ConfigError(f"schedule.name={config.name!r} is unknown; {did_you_mean(config.name, SCHEDULES)}")
+    if config.name not in (*SCHEDULES, "multistep"):
+        known = (*SCHEDULES, "multistep")
+        raise ConfigError(f"schedule.name={config.name!r} is unknown; {did_you_mean(config.name, known)}")
+    if (config.name == "multistep") != bool(config.milestones) or list(config.milestones) != sorted(
+        set(config.milestones)
+    ):
+        raise ConfigError(
+            f"schedule.milestones={list(config.milestones)} must ascend, and be given for schedule.name=multistep only"
+        )
     factor = _lr_factor(optimizer_config, run.batch_size)
+    if config.name == "multistep":
+        return MultiStepLRScheduler(
+            optimizer,
+            decay_t=[milestone + 1 for milestone in config.milestones],  # timm's steps come one early
+            decay_rate=config.decay_rate,
+            warmup_t=config.warmup_epochs * updates_per_epoch,
+            warmup_lr_init=config.warmup_lr * factor,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=config.name,
@@ -178,6 +243,7 @@ def build_schedule(
         warmup_lr=config.warmup_lr * factor,
         min_lr=config.min_lr * factor,
         warmup_prefix=config.warmup_prefix,
+        **({"decay_rate": config.power} if config.name == "poly" else {}),
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,
     )
