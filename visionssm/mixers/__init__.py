@@ -4,7 +4,6 @@ Two kinds, because a causal convolution along a route does not commute with the 
 image space, then scans (VMamba's SS2D); `SequenceScan` convolves along each route, then scans (Vim's bidirectional Mamba).
 Two relatives of the first share one set of parameters among all routes: `DirectionScan` is told by which move each step
 arrives (PlainMamba); `StateFusion` mixes the states in image space before they are read out (Spatial-Mamba).
-`MultiScaleScan` scans a map at full and at half size (MSVMamba).
 `AttentiveScan` makes its order from the image itself (MambaIRv2).
 """
 
@@ -12,7 +11,6 @@ from .attentive import AttentiveScan
 from .direction_scan import DirectionScan
 from .image_scan import ImageScan
 from .merges import GatedMerge, SearchMerge
-from .multi_scale import MultiScaleScan
 from .sequence_scan import SequenceScan
 from .shuffle_merge import ShuffleMerge
 from .state_fusion import StateFusion
@@ -22,7 +20,6 @@ __all__ = [
     "DirectionScan",
     "GatedMerge",
     "ImageScan",
-    "MultiScaleScan",
     "SearchMerge",
     "SequenceScan",
     "ShuffleMerge",
