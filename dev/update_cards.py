@@ -153,6 +153,8 @@ def _figures(name: str, counted: dict[str, Any]) -> list[str]:
     lines += ["", f"MACs: {CONVENTIONS['macs']}. FLOPs: {CONVENTIONS['papers']}."]
     if reported and reported.counted == "one route":
         lines.append(f"The published FLOPs are counted otherwise: {CONVENTIONS['one route']}.")
+    if reported and reported.flops_differ:
+        lines.append(f"The published FLOPs are not ours: {reported.flops_differ}.")
     if reported and reported.params_counted != "model":
         lines.append(
             "The published number of parameters leaves out the classifier, and its last digits are cut off, not rounded."

@@ -101,4 +101,5 @@ def test_parameters_are_the_published_ones(name: str) -> None:
 def test_flops_are_the_published_ones(name: str) -> None:
     reported = REPORTED[name]
     operations = count_operations(meta(name), (3, 224, 224))
-    assert rounded(operations.by(reported.counted), reported.flops, cut=False) == reported.flops
+    ours = rounded(operations.by(reported.counted), reported.flops, cut=False)
+    assert (ours == reported.flops) == (not reported.flops_differ)
