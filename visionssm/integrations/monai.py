@@ -108,7 +108,7 @@ class _ScanBlock(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A 3x3 convolution of stride 2, LayerNorm, blocks; channels first outside. Leaves out an odd last row, as FlexibleUNet asks."""
+    """A convolution of stride 2, LayerNorm, blocks; channels first outside. An odd last row is left out, as FlexibleUNet asks."""
 
     def __init__(self, conv: nn.Module, norm: nn.Module, blocks: list[nn.Module]) -> None:
         super().__init__()

@@ -205,7 +205,7 @@ class ResidualDecoder(nn.Module):
         blocks = _monai("monai.networks.blocks")
         kwargs: dict[str, Any] = {"norm_name": "instance", "res_block": True}
         widths = [*dims, 2 * dims[-1]]  # of the skip connections, the finest first
-        self.channels = (dims[0], *dims)
+        self.channels = tuple(dims)
         self.first = blocks.UnetrBasicBlock(spatial_dims, in_chans, widths[0], 3, 1, **kwargs)
         self.skips = nn.ModuleList(
             blocks.UnetrBasicBlock(spatial_dims, width, wider, 3, 1, **kwargs)
@@ -218,7 +218,7 @@ class ResidualDecoder(nn.Module):
         self.last = blocks.UnetrBasicBlock(spatial_dims, widths[0], widths[0], 3, 1, **kwargs)
 
     def forward(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        """(B, in_chans, *S), the encoder's maps -> decoded maps of strides 1, 2, 4, ..., with `channels[:len(maps)]`."""
+        """(B, in_chans, *S), the encoder's maps -> decoded maps of strides 1, 2, 4, ..., with `channels`."""
         skips = [self.first(x)]
         for i, skip in enumerate(self.skips):
             skips.append(skip(maps[i]))
