@@ -170,6 +170,10 @@ def same_size(case: Case) -> dict[str, Any]:
 
 FAMILIES = {
     "vmamba": Family(lambda case: f"vmamba_{case.variant}", outputs=hierarchical),
+    "efficient_vmamba": Family(
+        lambda case: f"efficient_vmamba_{case.variant}", options=dense_options, outputs=hierarchical_or_dense
+    ),
+    "group_mamba": Family(lambda case: f"group_mamba_{case.variant}", outputs=hierarchical),
     "local_vim": Family(lambda case: case.variant, options=local_vim_options, outputs=vim_outputs),
     "local_vmamba": Family(lambda case: f"local_vmamba_{case.variant}", outputs=local_vmamba),
     "mair": Family(lambda case: f"mair_{case.variant}", outputs=restored, tolerance="PUBLISHED_IMAGES_AND_VOLUMES"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple, Union  # noqa: UP035  (TorchScript reads these)
+from typing import Any, List, Optional, Tuple, Union  # noqa: UP035  (TorchScript reads these)
 
 import torch
 from timm.layers import ClassifierHead
@@ -20,13 +20,15 @@ class Stage(nn.Module):
     Args:
         downsample: run before the blocks; `nn.Identity()` in the first stage.
         blocks: modules from (B, H, W, C) to (B, H, W, C).
+        out_norm: run on the map where it leaves the model as a feature, but not on what the next stage reads.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: list[nn.Module]) -> None:
+    def __init__(self, downsample: nn.Module, blocks: list[nn.Module], *, out_norm: nn.Module | None = None) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
+        self.out_norm = nn.Identity() if out_norm is None else out_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C')."""
@@ -53,6 +55,7 @@ class HierarchicalModel(nn.Module):
         strides: total stride after each stage.
         norm: the last norm, over channels.
         drop_rate: dropout before the classifier.
+        head: what follows the last norm instead of timm's `ClassifierHead`, with its interface: `PooledHead`.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class HierarchicalModel(nn.Module):
         strides: tuple[int, ...],
         norm: nn.Module,
         drop_rate: float,
+        head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
@@ -80,7 +84,9 @@ class HierarchicalModel(nn.Module):
         self.stem = stem
         self.stages: nn.Sequential = nn.Sequential(*stages)
         self.norm = norm
-        self.head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
+        if head is None:
+            head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
+        self.head: Any = head
 
     @unscripted
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
@@ -141,7 +147,7 @@ class HierarchicalModel(nn.Module):
         for i, stage in enumerate(stages):  # pyright: ignore[reportArgumentType]
             x = stage(x)
             if i in take_indices:
-                feature = self.norm(x) if norm and i == last else x
+                feature = self.norm(x) if norm and i == last else stage.out_norm(x)
                 if output_fmt == "NCHW":
                     feature = feature.permute(0, 3, 1, 2).contiguous()
                 intermediates.append(feature)

@@ -4,13 +4,16 @@ Two kinds, because a causal convolution along a route does not commute with the 
 image space, then scans (VMamba's SS2D); `SequenceScan` convolves along each route, then scans (Vim's bidirectional Mamba).
 Two relatives of the first share one set of parameters among all routes: `DirectionScan` is told by which move each step
 arrives (PlainMamba); `StateFusion` mixes the states in image space before they are read out (Spatial-Mamba).
+`GroupScan` is the first for every channel group alone (GroupMamba); `MultiScaleScan` scans a map at full and at half size (MSVMamba).
 `AttentiveScan` makes its order from the image itself (MambaIRv2).
 """
 
 from .attentive import AttentiveScan
 from .direction_scan import DirectionScan
+from .group_scan import GroupScan
 from .image_scan import ImageScan
 from .merges import GatedMerge, SearchMerge
+from .multi_scale import MultiScaleScan
 from .sequence_scan import SequenceScan
 from .shuffle_merge import ShuffleMerge
 from .state_fusion import StateFusion
@@ -19,7 +22,9 @@ __all__ = [
     "AttentiveScan",
     "DirectionScan",
     "GatedMerge",
+    "GroupScan",
     "ImageScan",
+    "MultiScaleScan",
     "SearchMerge",
     "SequenceScan",
     "ShuffleMerge",

@@ -1,7 +1,6 @@
 """The image mixer: convolve in image space, then scan along K routes (SS2D).
 
-Source: VMamba, arXiv 2401.10166, figure 3; MzeroMiko/VMamba@2ed52ea. x_proj and dt_proj act per token, so they commute with
-any permutation: dt, B and C are computed once in image order for all routes, and the kernel does the reading in route order.
+Source: VMamba, arXiv 2401.10166, figure 3; MzeroMiko/VMamba@2ed52ea.
 
 Legend: B batch, S spatial sizes, L = prod(S), C block width, D inner width, N state, K routes, R dt rank.
 """
@@ -10,20 +9,19 @@ from __future__ import annotations
 
 from typing import Optional  # TorchScript reads these
 
-import torch
 from torch import Tensor, nn
 
-from visionssm.layers import init_A_log, init_dt
 from visionssm.scans import RouteTable, ScanOrder
 
-from .functional import decay_rate, scan_routes, take_routes
+from .core import ScanCore
+from .functional import take_routes
 
 __all__ = ["ImageScan"]
 
 _CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
-class ImageScan(nn.Module):
+class ImageScan(ScanCore):
     """SS2D over images or volumes: in_proj, depthwise conv, SiLU, selective scan, norm, (gate,) out_proj.
 
     Args:
@@ -54,7 +52,6 @@ class ImageScan(nn.Module):
         merge: Optional[nn.Module] = None,
         unscan: Optional[ScanOrder] = None,
     ) -> None:
-        super().__init__()
         if scan.ndim not in _CONVS:
             raise ValueError(f"ImageScan reads images and volumes, but {scan!r} reads rank {scan.ndim}")
         if scan.segmented:
@@ -63,8 +60,9 @@ class ImageScan(nn.Module):
             raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which d_inner={d_inner} is not")
         if merge is not None and scan.groups > 1:
             raise ValueError(f"{scan!r} concatenates its {scan.groups} channel groups, so merge must be None")
-        routes, channels = scan.num_routes, d_inner // scan.groups
-        self.dims = (dt_rank, d_state, d_state)
+        super().__init__(
+            routes=scan.num_routes, channels=d_inner // scan.groups, d_state=d_state, dt_rank=dt_rank
+        )
         self.groups = scan.groups
         self.gated = gate
         self.in_proj = nn.Linear(dim, 2 * d_inner if gate else d_inner, bias=False)
@@ -73,11 +71,6 @@ class ImageScan(nn.Module):
         )
         self.act = nn.SiLU()
         self.route_table = RouteTable(scan)
-        self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), channels))
-        self.dt_proj = nn.Parameter(torch.empty(routes, channels, dt_rank))
-        self.dt_bias = nn.Parameter(torch.empty(routes, channels))
-        self.A_log = nn.Parameter(torch.empty(routes, channels, d_state))
-        self.D = nn.Parameter(torch.empty(routes, channels))
         if unscan is not None and merge is None:
             raise ValueError("unscan moves the outputs of single routes, so it needs a merge")
         self.unscan_table = None if unscan is None else RouteTable(unscan)
@@ -87,39 +80,14 @@ class ImageScan(nn.Module):
         self.out_proj = nn.Linear(d_inner, dim, bias=False)
         self.reset_scan_parameters()
 
-    def reset_scan_parameters(self) -> None:
-        """Draws x_proj, dt, A and D anew, as Mamba does."""
-        nn.init.uniform_(self.x_proj, -(self.x_proj.shape[-1] ** -0.5), self.x_proj.shape[-1] ** -0.5)
-        init_dt(self.dt_proj, self.dt_bias)
-        with torch.no_grad():
-            self.A_log.copy_(init_A_log(*self.A_log.shape))
-            self.D.fill_(1.0)
-
     def scan(self, x_BSD: Tensor) -> Tensor:
         """The selective scan alone: (B, *S, D) -> (B, *S, D)."""
-        x_BLD = x_BSD.flatten(1, -2)
-        if self.groups == 1:
-            proj = nn.functional.linear(x_BLD, self.x_proj.flatten(0, 1)).unflatten(-1, self.x_proj.shape[:2])
-            u_BLKD = x_BLD.unsqueeze(2)
-        else:
-            u_BLGD = x_BLD.unflatten(-1, (self.groups, -1))
+        u_BLKD = x_BSD.flatten(1, -2).unsqueeze(2)
+        if self.groups > 1:
+            u_BLGD = u_BLKD.squeeze(2).unflatten(-1, (self.groups, -1))
             u_BLKD = u_BLGD.repeat_interleave(self.x_proj.shape[0] // self.groups, dim=2)
-            proj = torch.einsum("blkd,kcd->blkc", u_BLKD, self.x_proj)
-        dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
-        delta_BLKD = torch.einsum("blkr,kdr->blkd", dt_low, self.dt_proj)
-        # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
-        A_KDN = decay_rate(self.A_log)
-        y = scan_routes(
-            u_BLKD,
-            delta_BLKD,
-            A_KDN,
-            B_BLKN,
-            C_BLKN,
-            self.D,
-            self.dt_bias,
-            self.route_table(x_BSD),
-            "sum" if self.merge_in_kernel else "none",
-        )
+        merge = "sum" if self.merge_in_kernel else "none"
+        y = self.scan_tokens(u_BLKD, self.route_table(x_BSD), merge, self.groups == 1)
         if self.unscan_table is not None:
             y = take_routes(y, self.unscan_table(x_BSD))
         if not self.merge_in_kernel:

@@ -24,6 +24,7 @@ from . import (  # noqa: F401
     zigma,
 )
 from .base import ScanOrder, grid, invert
+from .compose import Chain, chain, deal, split_scales
 from .draw import draw
 from .dynamic import adaptive_scores, category_order, draw_shuffle, score_order, shuffle_probability
 from .points import POINT_ORDERS, point_codes, point_grid, point_order
@@ -34,6 +35,7 @@ from .token import WithToken, with_token
 
 __all__ = [
     "POINT_ORDERS",
+    "Chain",
     "PublishedUnscan",
     "RouteTable",
     "ScanOrder",
@@ -41,7 +43,9 @@ __all__ = [
     "WithToken",
     "adaptive_scores",
     "category_order",
+    "chain",
     "create_scan",
+    "deal",
     "draw",
     "draw_shuffle",
     "grid",
@@ -56,6 +60,7 @@ __all__ = [
     "scan_from_key",
     "score_order",
     "shuffle_probability",
+    "split_scales",
     "with_slots",
     "with_token",
 ]

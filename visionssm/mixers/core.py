@@ -1,0 +1,71 @@
+"""What every mixer with parameters per route shares: x_proj, dt, A and D, and the scan that uses them.
+
+x_proj and dt_proj act per token, so they commute with any permutation: dt, B and C are computed once in image order for all
+routes, and the kernel does the reading in route order.
+
+Legend: B batch, L positions, D channels of a route, N state, K routes, Ku 1 or K, R dt rank.
+"""
+
+from __future__ import annotations
+
+from typing import Optional  # TorchScript reads these
+
+import torch
+from torch import Tensor, nn
+
+from visionssm.layers import init_A_log, init_dt
+
+from .functional import decay_rate, scan_routes
+
+__all__ = ["ScanCore"]
+
+
+class ScanCore(nn.Module):
+    """Abstract: the selective scan of image-order tokens. A mixer says what comes before and after it.
+
+    Args:
+        routes: K; each has parameters of its own.
+        channels: D.
+        d_state: N.
+        dt_rank: R, rank of the step-size projection.
+    """
+
+    def __init__(self, *, routes: int, channels: int, d_state: int, dt_rank: int) -> None:
+        super().__init__()
+        self.dims = (dt_rank, d_state, d_state)
+        self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), channels))
+        self.dt_proj = nn.Parameter(torch.empty(routes, channels, dt_rank))
+        self.dt_bias = nn.Parameter(torch.empty(routes, channels))
+        self.A_log = nn.Parameter(torch.empty(routes, channels, d_state))
+        self.D = nn.Parameter(torch.empty(routes, channels))
+
+    def reset_scan_parameters(self) -> None:
+        """Draws x_proj, dt, A and D anew, as Mamba does."""
+        nn.init.uniform_(self.x_proj, -(self.x_proj.shape[-1] ** -0.5), self.x_proj.shape[-1] ** -0.5)
+        init_dt(self.dt_proj, self.dt_bias)
+        with torch.no_grad():
+            self.A_log.copy_(init_A_log(*self.A_log.shape))
+            self.D.fill_(1.0)
+
+    def scan_tokens(self, u_BLKD: Tensor, order_KT: Optional[Tensor], merge: str, shared: bool) -> Tensor:
+        """The scan along every route.
+
+        Args:
+            u_BLKD: (B, L, Ku, D).
+            order_KT: integer (K, T), the position visited at each step.
+            merge: "sum" adds the routes up, "none" keeps them apart.
+            shared: whether Ku is 1: one product then projects for all routes.
+
+        Returns:
+            (B, L, D) or (B, L, K, D).
+        """
+        if shared:
+            x_BLD = u_BLKD.squeeze(2)
+            proj = nn.functional.linear(x_BLD, self.x_proj.flatten(0, 1)).unflatten(-1, self.x_proj.shape[:2])
+        else:
+            proj = torch.einsum("blkd,kcd->blkc", u_BLKD, self.x_proj)
+        dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
+        delta_BLKD = torch.einsum("blkr,kdr->blkd", dt_low, self.dt_proj)
+        # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
+        A_KDN = decay_rate(self.A_log)
+        return scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
