@@ -1,7 +1,12 @@
-"""Evaluate a classifier on class folders, a Hugging Face data set or the embedded digits: top-1, top-5, per class.
+"""Measure a trained model: a classifier's accuracy, or the PSNR and SSIM of a restoration model.
 
 python tools/evaluate.py runs/demo --data digits --split test
 python tools/evaluate.py vmamba_tiny_s1l8 --data /data/imagenet --split val --json scores.json
+python tools/evaluate.py runs/demo_restoration --data photographs --split test --pictures compared.png
+python tools/evaluate.py mambair_light_x2 --checkpoint weights.pth --data Set5/HR --degraded Set5/LR_bicubic/X2 --template "{}x2"
+
+Restored pictures are compared at 8 bits, the border of the scale's width cut off where the size changes, on luma unless --rgb says
+otherwise, and cut into tiles as the published figures were made.
 """
 
 from __future__ import annotations
@@ -11,72 +16,184 @@ import json
 import time
 from typing import Any
 
+import numpy as np
+
 from visionssm.data.classification import DataConfig, LabelledImages, build_loader, open_source
-from visionssm.data.errors import DataError
+from visionssm.data.degradations import DegradationConfig
+from visionssm.data.errors import DataError, UserError
+from visionssm.data.restoration import SplitConfig, open_pictures
 from visionssm.data.sampling import EvalBatches
+from visionssm.data.seeding import seeded
 from visionssm.data.transforms import build_eval_transform
 from visionssm.engine.checkpoint import write_atomic
-from visionssm.engine.command_line import add_device_options, open_device, print_table, user_errors
+from visionssm.engine.command_line import (
+    add_device_options,
+    open_device,
+    print_table,
+    refuse_options,
+    user_errors,
+)
 from visionssm.engine.evaluation import evaluate_classifier
 from visionssm.engine.models import input_stats, load_classifier
-from visionssm.engine.plots import plot_confusion
+from visionssm.engine.plots import plot_confusion, plot_restoration
+from visionssm.engine.restoration import MetricConfig, evaluate_restorer
+from visionssm.engine.restorers import load_restorer, task_of
+from visionssm.engine.tiling import Tiling, self_ensemble
+
+CLASSIFICATION = {
+    "batch_size": 64,
+    "workers": 0,
+    "image_size": None,
+    "crop_pct": None,
+    "skip_corrupt": False,
+    "classes": 50,
+    "confusion": None,
+}
+RESTORATION = {
+    "degraded": None,
+    "template": "{}",
+    "noise": None,
+    "jpeg": None,
+    "rgb": False,
+    "border": None,
+    "tiles": "published",
+    "tile": 192,
+    "overlap": 16,
+    "ensemble": False,
+    "pictures": None,
+}
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="run folder, or timm name whose registered weights are used")
-    parser.add_argument("--checkpoint", help="weight file for a timm name")
+    parser.add_argument("model", help="run folder, or a model's name, whose registered weights are used")
+    parser.add_argument("--checkpoint", help="weight file for a model's name")
     parser.add_argument(
-        "--data", required=True, help='"digits", "hfds/<name>", or a folder that holds the splits'
+        "--data",
+        required=True,
+        help='"digits", "hfds/<name>" or a folder that holds the splits; to restore: "photographs" or a folder of clean pictures',
     )
     parser.add_argument("--split", default="validation", help="which part (default: validation)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--image-size", type=int, help="in place of the model's own test size")
-    parser.add_argument("--crop-pct", type=float, help="in place of the model's own")
-    parser.add_argument("--skip-corrupt", action="store_true", help="name unreadable images and go on")
-    parser.add_argument("--classes", type=int, default=50, help="print at most so many classes (default 50)")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
-    parser.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")
+    group = parser.add_argument_group("classification", argument_default=argparse.SUPPRESS)
+    group.add_argument("--batch-size", type=int)
+    group.add_argument("--workers", type=int)
+    group.add_argument("--image-size", type=int, help="in place of the model's own test size")
+    group.add_argument("--crop-pct", type=float, help="in place of the model's own")
+    group.add_argument("--skip-corrupt", action="store_true", help="name unreadable images and go on")
+    group.add_argument("--classes", type=int, help="print at most so many classes (default 50)")
+    group.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")
+    group = parser.add_argument_group("restoration", argument_default=argparse.SUPPRESS)
+    group.add_argument("--degraded", metavar="FOLDER", help="the same pictures degraded; else it is done here")
+    group.add_argument("--template", help="name of a degraded file, such as {}x2 (default {})")
+    group.add_argument("--noise", type=float, help="sigma of 255, in place of the training's")
+    group.add_argument("--jpeg", type=int, help="quality, in place of the training's")
+    group.add_argument("--rgb", action="store_true", help="compare all channels, as for colour denoising")
+    group.add_argument("--border", type=int, help="pixels cut off (default: the scale, 0 where the size stays)")
+    group.add_argument("--tiles", choices=("published", "tiles", "whole"), help="how to cut (default published)")
+    group.add_argument("--tile", type=int, help="side, with --tiles tiles (default 192)")
+    group.add_argument("--overlap", type=int, help="with --tiles tiles (default 16)")
+    group.add_argument("--ensemble", action="store_true", help="mean over the 8 symmetries: the papers' '+'")
+    group.add_argument("--pictures", metavar="PNG", help="draw the first pictures side by side")
     add_device_options(parser)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def classify(args: argparse.Namespace) -> None:
+    accelerator = open_device(args)
+    model: Any = load_classifier(args.model, checkpoint=args.checkpoint).to(accelerator.device)
+    embedded = args.data == "digits" or args.data.startswith("hfds/")
+    data = DataConfig(name=args.data if embedded else "folder", path=None if embedded else args.data)
+    source = open_source(data, args.split, classes=model.pretrained_cfg.get("label_names"))
+    if len(source.classes) != model.num_classes:
+        raise DataError(
+            f"{args.data} has {len(source.classes)} classes, {args.model} {model.num_classes} outputs"
+        )
+    transform = build_eval_transform(input_stats(model, img_size=args.image_size, crop_pct=args.crop_pct))
+    loader = build_loader(
+        LabelledImages(source, transform=lambda image, seed: transform(image)),
+        EvalBatches(length=len(source), batch_size=args.batch_size),
+        workers=args.workers,
+        skip_corrupt=args.skip_corrupt,
+        report=lambda problem: print(f"skipped: {problem}"),
+    )
+    start = time.perf_counter()
+    scores = evaluate_classifier(model, loader, num_classes=model.num_classes, accelerator=accelerator)
+    rate = scores.count / (time.perf_counter() - start)
+    rows = scores.per_class(source.classes)
+    print_table(
+        ("class", "images", "recall", "precision"), [tuple(r.values()) for r in rows], limit=args.classes
+    )
+    print(f"{scores.count} images, {rate:,.0f} img/s, {scores.skipped} skipped")
+    print(
+        f"{args.split} accuracy: top-1 {scores.top1:.4f}  top-5 {scores.top5:.4f}  loss {scores.loss:.4f}"
+    )
+    if args.json:
+        result = {"model": args.model, "data": args.data, "split": args.split, **scores.summary()}
+        result |= {"per_class": rows, "confusion": scores.confusion.tolist()}
+        write_atomic(args.json, json.dumps(result, indent=2).encode())
+    if args.confusion:
+        plot_confusion(scores.confusion.numpy(), source.classes, args.confusion, title=args.model)
+
+
+def restore(args: argparse.Namespace) -> None:
+    accelerator = open_device(args)
+    restorer = load_restorer(args.model, checkpoint=args.checkpoint)
+    degradation = restorer.degradation
+    if args.noise is not None or args.jpeg is not None:
+        degradation = DegradationConfig(noise=args.noise, jpeg=args.jpeg)
+    if args.degraded is None and restorer.scale == 1 and degradation == DegradationConfig():
+        raise DataError(f"say what {args.model} removes: --degraded FOLDER, --noise SIGMA or --jpeg QUALITY")
+    split = SplitConfig(
+        clean=(args.data,), degraded=() if args.degraded is None else (args.degraded,), template=args.template
+    )
+    source = open_pictures(split, args.split, scale=restorer.scale, channels=restorer.channels)
+    tiling = Tiling(mode=args.tiles, tile=args.tile, overlap=args.overlap)
+    shown: list[Any] = []
+
+    def keep(name: str, *rest: Any) -> None:
+        if args.pictures and len(shown) < 6:
+            *images, row = rest
+            captions = [f"input {row['baseline_psnr']:.2f} dB", f"restored {row['psnr']:.2f} dB", "original"]
+            shown.append((name, images, captions))
+
+    with seeded(0):  # for models that draw random numbers in evaluation too
+        rows = evaluate_restorer(
+            restorer.model.to(accelerator.device),
+            source,
+            degradation,
+            metric=MetricConfig(y_only=not args.rgb, border=args.border, tiling=tiling),
+            scale=restorer.scale,
+            accelerator=accelerator,
+            wrap=self_ensemble if args.ensemble else None,
+            keep=keep,
+        )
+    keys = ("picture", "baseline_psnr", "psnr", "baseline_ssim", "ssim", "seconds")
+    print_table(keys, [tuple(row[key] for key in keys) for row in rows])
+    means = {key: float(np.mean([row[key] for row in rows])) for key in keys[1:]}
+    print(
+        f"{len(rows)} pictures: PSNR {means['psnr']:.2f} dB  SSIM {means['ssim']:.4f}  "
+        f"(input {means['baseline_psnr']:.2f} dB / {means['baseline_ssim']:.4f})"
+    )
+    if args.json:
+        result = {"model": args.model, "data": args.data, "scores": means, "per_picture": rows}
+        write_atomic(args.json, json.dumps(result, indent=2).encode())
+    if args.pictures:
+        plot_restoration(shown, args.pictures, title=args.model)
+
+
+def main() -> None:
+    args = parse()
     with user_errors():
-        accelerator = open_device(args)
-        model: Any = load_classifier(args.model, checkpoint=args.checkpoint).to(accelerator.device)
-        embedded = args.data == "digits" or args.data.startswith("hfds/")
-        data = DataConfig(name=args.data if embedded else "folder", path=None if embedded else args.data)
-        source = open_source(data, args.split, classes=model.pretrained_cfg.get("label_names"))
-        if len(source.classes) != model.num_classes:
-            raise DataError(
-                f"{args.data} has {len(source.classes)} classes, {args.model} {model.num_classes} outputs"
-            )
-        transform = build_eval_transform(input_stats(model, img_size=args.image_size, crop_pct=args.crop_pct))
-        loader = build_loader(
-            LabelledImages(source, transform=lambda image, seed: transform(image)),
-            EvalBatches(length=len(source), batch_size=args.batch_size),
-            workers=args.workers,
-            skip_corrupt=args.skip_corrupt,
-            report=lambda problem: print(f"skipped: {problem}"),
-        )
-        start = time.perf_counter()
-        scores = evaluate_classifier(model, loader, num_classes=model.num_classes, accelerator=accelerator)
-        rate = scores.count / (time.perf_counter() - start)
-        rows = scores.per_class(source.classes)
-        print_table(
-            ("class", "images", "recall", "precision"), [tuple(r.values()) for r in rows], limit=args.classes
-        )
-        print(f"{scores.count} images, {rate:,.0f} img/s, {scores.skipped} skipped")
-        print(
-            f"{args.split} accuracy: top-1 {scores.top1:.4f}  top-5 {scores.top5:.4f}  loss {scores.loss:.4f}"
-        )
-        if args.json:
-            result = {"model": args.model, "data": args.data, "split": args.split, **scores.summary()}
-            result |= {"per_class": rows, "confusion": scores.confusion.tolist()}
-            write_atomic(args.json, json.dumps(result, indent=2).encode())
-        if args.confusion:
-            plot_confusion(scores.confusion.numpy(), source.classes, args.confusion, title=args.model)
+        task = task_of(args.model)
+        if task not in ("classification", "restoration"):
+            raise UserError(f"{args.model} is for {task}; this tool measures classifiers and restoration models")
+        own, other = (RESTORATION, CLASSIFICATION) if task == "restoration" else (CLASSIFICATION, RESTORATION)
+        refuse_options(args, other, task=task)
+        options = argparse.Namespace(**{**own, **vars(args)})
+        (restore if task == "restoration" else classify)(options)
 
 
 if __name__ == "__main__":

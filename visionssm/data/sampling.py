@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch.utils.data import Sampler
@@ -10,7 +13,22 @@ from torch.utils.data import Sampler
 from visionssm.data.errors import DataError
 from visionssm.data.seeding import seed_of
 
-__all__ = ["EvalBatches", "UpdateBatches", "mirrored_shard"]
+__all__ = ["Batches", "CropBatches", "EvalBatches", "PatchStage", "UpdateBatches", "mirrored_shard"]
+
+
+class Batches(Protocol):
+    """The training order: which samples meet in which update. Iterates over the micro-batches of one epoch."""
+
+    epoch: int
+    first_update: int
+    """Update of the epoch to start at."""
+
+    @property
+    def updates_per_epoch(self) -> int: ...
+
+    def samples(self, first: int, last: int) -> int:
+        """Samples, over all processes, in the updates `first` to `last - 1` of the epoch."""
+        ...
 
 
 def mirrored_shard(indices: list[int], shard: int, shards: int) -> list[int]:
@@ -74,6 +92,9 @@ class UpdateBatches(Sampler[list[tuple[int, int]]]):
     def updates_per_epoch(self) -> int:
         return self.length // self.batch_size
 
+    def samples(self, first: int, last: int) -> int:
+        return (last - first) * self.batch_size
+
     def __len__(self) -> int:
         return (self.updates_per_epoch - self.first_update) * self.accumulate
 
@@ -101,3 +122,94 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for start in range(0, len(self.indices), self.batch_size):
             yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchStage:
+    """Part of a run with its own patches.
+
+    Args:
+        until: Update at which it ends.
+        patch_size: Side of the clean patches in pixels.
+        batch_size: Patches per update, over all processes and accumulation steps.
+    """
+
+    until: int
+    patch_size: int
+    batch_size: int
+
+
+class CropBatches(Sampler[list[tuple[int, int, int, int]]]):
+    """Batch sampler of random patches from pictures, iteration-based; the same for any number of processes.
+
+    Every picture is taken once before any is taken again; the order is a function of (seed, pass). An epoch is a number of
+    updates. Items are (update, place in its batch, picture, patch size).
+
+    Args:
+        pictures: Number of pictures.
+        stages: Patch and batch sizes in the order of the run.
+        updates_per_epoch: Updates between evaluations.
+        seed: Seed of the run.
+        accumulate: Forward passes per update and process.
+        rank, world: This process and the number of processes.
+
+    Raises:
+        DataError: If a batch does not divide into shards or the stages are not in order.
+    """
+
+    def __init__(
+        self,
+        *,
+        pictures: int,
+        stages: Sequence[PatchStage],
+        updates_per_epoch: int,
+        seed: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.starts = [0, *(stage.until for stage in stages[:-1])]
+        for start, stage in zip(self.starts, stages, strict=True):
+            if stage.until <= start:
+                raise DataError(f"a stage of patches ends at update {stage.until}, but begins at {start}")
+            if stage.batch_size < 1 or stage.batch_size % (world * accumulate):
+                raise DataError(
+                    f"a batch of {stage.batch_size} patches cannot be shared evenly by {world} process(es) x {accumulate} "
+                    "accumulation step(s)"
+                )
+        self.pictures, self.stages, self.updates_per_epoch, self.seed = pictures, stages, updates_per_epoch, seed
+        self.accumulate, self.rank, self.world = accumulate, rank, world
+        self.epoch = 0
+        self.first_update = 0
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def _shuffled(self, cycle: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, cycle))
+        return torch.randperm(self.pictures, generator=generator).tolist()
+
+    def _stage(self, update: int) -> PatchStage:
+        return next((stage for stage in self.stages if update < stage.until), self.stages[-1])
+
+    def _before(self, update: int) -> int:
+        """Samples in all updates before this one."""
+        spans = zip(self.starts, self.stages, strict=True)
+        return sum((min(update, stage.until) - start) * stage.batch_size for start, stage in spans if update > start)
+
+    def samples(self, first: int, last: int) -> int:
+        base = self.epoch * self.updates_per_epoch
+        return self._before(base + last) - self._before(base + first)
+
+    def __len__(self) -> int:
+        return (self.updates_per_epoch - self.first_update) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int, int]]]:
+        base = self.epoch * self.updates_per_epoch
+        for update in range(base + self.first_update, base + self.updates_per_epoch):
+            stage, taken = self._stage(update), self._before(update)
+            for step in range(self.accumulate):
+                shard = step * self.world + self.rank
+                places = range(shard, stage.batch_size, self.world * self.accumulate)
+                yield [(update, place, self._picture(taken + place), stage.patch_size) for place in places]
+
+    def _picture(self, sample: int) -> int:
+        return self._order(sample // self.pictures)[sample % self.pictures]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from visionssm.data.errors import UserError
 from visionssm.engine.loop import open_accelerator
 
-__all__ = ["add_device_options", "open_device", "print_table", "user_errors"]
+__all__ = ["add_device_options", "open_device", "print_table", "refuse_options", "user_errors"]
 
 
 @contextmanager
@@ -43,6 +43,16 @@ def open_device(args: argparse.Namespace) -> Accelerator:
         UserError: If the device lacks the precision.
     """
     return open_accelerator(args.precision, cpu=args.cpu)
+
+
+def refuse_options(args: argparse.Namespace, names: Iterable[str], *, task: str) -> None:
+    """Options of a tool's other tasks.
+
+    Raises:
+        UserError: If one of them was given.
+    """
+    if stray := [name for name in names if hasattr(args, name)]:
+        raise UserError(f"--{stray[0].replace('_', '-')} is not an option for {task}, which {args.model} is for")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, limit: int | None = None) -> None:
