@@ -143,6 +143,15 @@ def volume_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]
     return {"logits": volume, **kept}
 
 
+def mamba_nd_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """Logits, patches with positions, what layers return as tokens, and the vector before the classifier."""
+    embedded = model.stem(x).flatten(1, 2)
+    last, maps = model.forward_intermediates(x)
+    layers = {f"layer{i}": feature.flatten(2).transpose(1, 2) for i, feature in enumerate(maps)}
+    pooled = model.forward_head(last, pre_logits=True)
+    return {"logits": model.forward_head(last), "embed": embedded, "pooled": pooled, **layers}
+
+
 @dataclass(frozen=True)
 class Family:
     """One folder of cases.
@@ -177,6 +186,7 @@ FAMILIES = {
     "local_vim": Family(lambda case: case.variant, options=local_vim_options, outputs=vim_outputs),
     "local_vmamba": Family(lambda case: f"local_vmamba_{case.variant}", outputs=local_vmamba),
     "mair": Family(lambda case: f"mair_{case.variant}", outputs=restored, tolerance="PUBLISHED_IMAGES_AND_VOLUMES"),
+    "mamba_nd": Family(lambda case: f"mamba_nd_{case.variant}", outputs=mamba_nd_outputs),
     "mambair": Family(
         lambda case: f"mambair_{case.variant}",
         outputs=restored,

@@ -126,12 +126,12 @@ def adapt(state: dict[str, Tensor], model: nn.Module, *, in_chans: int = 3) -> d
     ours = model.state_dict()
     cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     state = dict(state)
-    first_conv, classifier = cfg.get("first_conv"), cfg.get("classifier")
+    first_conv, classifiers = cfg.get("first_conv"), cfg.get("classifier") or ()
     if first_conv and f"{first_conv}.weight" in state:
         key = f"{first_conv}.weight"
         if state[key].shape != ours[key].shape:
             state[key] = adapt_input_conv(ours[key].shape[1], state[key], base_chans=in_chans)
-    if classifier:
+    for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
         keys = [f"{classifier}.weight", f"{classifier}.bias"]
         if any(key not in ours or (key in state and state[key].shape != ours[key].shape) for key in keys):
             for key in keys:

@@ -1,12 +1,13 @@
 """Building blocks that timm does not have; what it has comes from timm."""
 
 from .downsample import ConvDownsample, PatchMerging
+from .head import PooledHead
 from .hierarchical import HierarchicalModel, Stage
 from .init import init_A_log, init_dt
 from .plain import PatchEmbed, PlainModel
 from .restoration import ResidualGroup, RestorationModel, RestorationUNet, Upsampler, pad_to_multiple
 from .rope import GridRope, rope_tables
-from .stem import ConvStem, PatchStem
+from .stem import ConvStem, PatchStem, PositionStem
 
 __all__ = [
     "ConvDownsample",
@@ -17,6 +18,8 @@ __all__ = [
     "PatchMerging",
     "PatchStem",
     "PlainModel",
+    "PooledHead",
+    "PositionStem",
     "ResidualGroup",
     "RestorationModel",
     "RestorationUNet",

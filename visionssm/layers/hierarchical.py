@@ -81,7 +81,7 @@ class HierarchicalModel(nn.Module):
             {"num_chs": dim, "reduction": stride, "module": f"stages.{i}"}
             for i, (dim, stride) in enumerate(zip(dims, strides, strict=True))
         ]
-        self.stem = stem
+        self.stem: Any = stem
         self.stages: nn.Sequential = nn.Sequential(*stages)
         self.norm = norm
         if head is None:

@@ -1,11 +1,16 @@
-"""Stems: NCHW images to (B, H/4, W/4, C). The first convolution of each is `conv1`, as timm's `first_conv` names it."""
+"""Stems: NCHW images to maps (B, H', W', C). The first convolution of each is `conv1`, as timm's `first_conv` names it."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-__all__ = ["ConvStem", "PatchStem"]
+from .plain import add_positions
+from .typing import unscripted
+
+__all__ = ["ConvStem", "PatchStem", "PositionStem"]
 
 
 class PatchStem(nn.Module):
@@ -49,3 +54,40 @@ class ConvStem(nn.Module):
         x = self.conv1(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         x = self.act(self.norm1(x)).permute(0, 3, 1, 2)
         return self.norm2(self.conv2(x).permute(0, 2, 3, 1))
+
+
+class PositionStem(nn.Module):
+    """Patches by one strided convolution, positions added (ViT, arXiv 2010.11929), as a map.
+
+    Images are zero-padded at the bottom and right to whole patches; for another size than `img_size` the table is resized
+    on the way.
+
+    Args:
+        in_chans: channels of the image.
+        dim: channels out.
+        patch_size: side of a patch in pixels.
+        img_size: side or (H, W) that the position table is made for.
+        drop_rate: dropout after the positions.
+    """
+
+    def __init__(
+        self, in_chans: int, dim: int, *, patch_size: int, img_size: int | tuple[int, int], drop_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.grid_size = self.grid_of(img_size)
+        self.conv1 = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size[0] * self.grid_size[1], dim))
+        self.drop = nn.Dropout(drop_rate)
+
+    @unscripted
+    def grid_of(self, img_size: int | tuple[int, int]) -> tuple[int, int]:
+        """Patches along (H, W) of an image."""
+        height, width = to_2tuple(img_size)
+        return -(-height // self.patch_size), -(-width // self.patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, ceil(H / patch_size), ceil(W / patch_size), dim)."""
+        x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
+        x = self.conv1(x).permute(0, 2, 3, 1)
+        return self.drop(add_positions(x.flatten(1, 2), self.pos_embed, x, self.grid_size, False).view_as(x))

@@ -4,7 +4,8 @@ Two kinds, because a causal convolution along a route does not commute with the 
 image space, then scans (VMamba's SS2D); `SequenceScan` convolves along each route, then scans (Vim's bidirectional Mamba).
 Two relatives of the first share one set of parameters among all routes: `DirectionScan` is told by which move each step
 arrives (PlainMamba); `StateFusion` mixes the states in image space before they are read out (Spatial-Mamba).
-`GroupScan` is the first for every channel group alone (GroupMamba); `MultiScaleScan` scans a map at full and at half size (MSVMamba).
+`GroupScan` is the first for every channel group alone (GroupMamba); `MultiScaleScan` scans a map at full and at half size
+(MSVMamba).
 `AttentiveScan` makes its order from the image itself (MambaIRv2).
 """
 

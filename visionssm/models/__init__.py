@@ -1,9 +1,12 @@
 """The model families, one file each; importing this package registers them all, classifiers with timm too."""
 
 from . import (  # noqa: F401
+    efficient_vmamba,
+    group_mamba,
     local_vim,
     local_vmamba,
     mair,
+    mamba_nd,
     mambair,
     mambairv2,
     msvmamba,

@@ -164,7 +164,7 @@ class MSVMamba(PretrainedMixin, HierarchicalModel):
 
     @unscripted
     def no_weight_decay(self) -> set[str]:
-        """What the published training leaves out: vectors, among them D, and biases. (A_log and the dt bias are decayed there.)"""
+        """What the published training leaves out besides other vectors: D. (A_log and the dt bias are decayed there.)"""
         return {name for name, _ in self.named_parameters() if name.endswith(".D")}
 
 
