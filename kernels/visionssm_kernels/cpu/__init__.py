@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .conv import ConvJob, convolve
+from .probe import why_broken
 from .rows import NOTHING, Rows, refer
 from .scan import CHUNK, PIECE, BackwardJob, ForwardJob, Problem, backward, forward, reduce
 from .simd import LANES
@@ -29,7 +30,7 @@ def why_not(device: torch.device, dtype: torch.dtype, d_state: int) -> str | Non
         return f"runs on CPUs only, the tensors are on {device.type}"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"has no {dtype} kernels (float32, bfloat16, float16)"
-    return None
+    return why_broken()
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,17 +1,20 @@
-"""How fast this machine computes the kernels' own exponential: the limit of a scan with many states."""
+"""What this machine can do: whether it compiles the kernels' vectors at all, and how fast it computes their exponential."""
 
 from __future__ import annotations
 
+import math
 import time
+from functools import cache
 
 import numpy as np
 import torch
 
+from . import simd
 from .rows import LANES_BYTES, compiled, zero
-from .simd import LANES, Emitter, atomic_next, load, operation, store, vec
+from .simd import ARCHITECTURE, LANES, Emitter, atomic_next, load, operation, store, vec
 from .threads import run_tasks
 
-__all__ = ["exp_throughput"]
+__all__ = ["exp_throughput", "why_broken"]
 
 _VECTORS = 64  # 4 KiB at most: stays in L1
 _PASSES = 2000
@@ -20,6 +23,34 @@ _PASSES = 2000
 @operation(vec, vec)
 def _exp2(e: Emitter, x):
     return e.exp2(x)
+
+
+@compiled
+def _sample(at):
+    """exp2(softplus(x)) of a vector by way of both half precisions, in place."""
+    value = load(at)
+    simd.store_f16(value, at)
+    value = simd.load_f16(at)
+    simd.store_bf16_part(value, at, 3)
+    store(simd.fma(_exp2(simd.softplus(value)), simd.splat(np.float32(2.0)), simd.load_bf16_part(at, 3)), at)
+
+
+@cache
+def why_broken() -> str | None:
+    """None if a small kernel of every kind of operation compiles and computes the right values, else what is wrong."""
+    if ARCHITECTURE not in ("x86_64", "aarch64", "arm64"):
+        return f"is not made for {ARCHITECTURE} processors (x86_64, aarch64)"
+    values = np.zeros(LANES, np.float32)
+    values[:4] = -1.5, 0.0, 2.25, 4.0
+    try:
+        _sample(values.ctypes.data)
+    except Exception as error:  # numba and LLVM raise many kinds
+        return f"does not compile here: {type(error).__name__}: {error}".splitlines()[0]
+    for x, read_again, got in zip((-1.5, 0.0, 2.25, 4.0), (-1.5, 0.0, 2.25, 0.0), values, strict=False):
+        wanted = 2.0 * 2.0 ** math.log1p(math.exp(x)) + read_again
+        if not abs(got - wanted) < 1e-5 * wanted:
+            return f"computes wrong values here: {got} instead of {wanted}"
+    return None
 
 
 @compiled
