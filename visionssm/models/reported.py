@@ -134,7 +134,7 @@ REPORTED: dict[str, Reported] = {
     "msvmamba_tiny": _msvmamba(82.8, "4.6G", 0.2),
     "msvmamba_v3_tiny": _msvmamba(
         83.0, "5.0G", 0.2,
-        differ="the count that gives the printed figures of the five other variants gives 5.1 G here; why this one is lower is not known",
+        differ="the count that meets the five other variants gives 5.1 G here; why 5.0 is printed is not known",
     ),
     "msvmamba_v3_small": _msvmamba(84.1, "8.8G", 0.4),
     "msvmamba_v3_base": _msvmamba(84.4, "16.3G", 0.5),
