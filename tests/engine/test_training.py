@@ -190,6 +190,7 @@ def test_mixing_blends_images_and_labels_alike(recipe, monkeypatch: pytest.Monke
     assert any(((mixed > 0).sum(1) == 2).any() for mixed in targets[1:])
 
 
+@pytest.mark.slow
 def test_mesa_starts_when_told(recipe) -> None:
     losses = {}
     for weight in (0.0, 1.0):
@@ -284,6 +285,7 @@ def test_a_corrupt_training_image_stops_or_is_recorded(recipe, tmp_path: Path) -
     assert "b/3.png" in metrics["skipped_images"][0]
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_a_file(recipe) -> None:
     first = recipe(run={"epochs": 1})
     train_classifier(first, cpu=True)
