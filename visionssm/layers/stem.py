@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from .plain import add_positions
@@ -83,7 +82,7 @@ class PositionStem(nn.Module):
     @unscripted
     def grid_of(self, img_size: int | tuple[int, int]) -> tuple[int, int]:
         """Patches along (H, W) of an image."""
-        height, width = to_2tuple(img_size)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         return -(-height // self.patch_size), -(-width // self.patch_size)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,14 +6,15 @@ import dataclasses
 import difflib
 import fnmatch
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 import timm
 from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, load_pretrained, register_model
+from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
-__all__ = ["TASKS", "build", "create_model", "list_models", "pretrained_cfg", "register"]
+__all__ = ["TASKS", "build", "create_model", "list_models", "pretrained_cfg", "register", "require_file"]
 
 Task = Literal["classification", "restoration", "volume"]
 TASKS: tuple[Task, ...] = ("classification", "restoration", "volume")
@@ -112,6 +113,27 @@ def build(cls: Callable[..., ModelT], name: str, pretrained: bool, *, tag: str |
     if pretrained:
         load_pretrained(model, pretrained_cfg=cfg.to_dict(), num_classes=0, in_chans=options.get("in_chans", cfg.input_size[0]))
     return model
+
+
+def require_file(variant: str, places: Mapping[str, str], options: Mapping[str, Any]) -> None:
+    """Says where a person finds the weights of a variant, unless a file of them is given.
+
+    Args:
+        variant: whose pretrained weights are wanted.
+        places: variant -> address of a page; others may be fetched.
+        options: what the model is built with; `pretrained_cfg` and `pretrained_cfg_overlay` may name a file.
+
+    Raises:
+        RuntimeError: the weights must be downloaded by hand.
+    """
+    if variant not in places:
+        return
+    cfg = resolve_pretrained_cfg(variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
+    if not (cfg.has_weights or cfg.state_dict):
+        raise RuntimeError(
+            f"no pretrained weights exist under a direct address for {variant}: download the file from "
+            f"{places[variant]} and pass it to visionssm.load_official"
+        )
 
 
 def create_model(name: str, pretrained: bool = False, **options: Any) -> nn.Module:

@@ -25,8 +25,7 @@ from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import GatedMerge, ImageScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 
-from ._by_hand import require_file
-from ._registry import register
+from ._registry import register, require_file
 
 __all__ = ["EfficientVMamba"]
 

@@ -24,8 +24,7 @@ from visionssm.mixers.group_scan import GroupLinear
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.scans import ScanOrder
 
-from ._by_hand import require_file
-from ._registry import register
+from ._registry import register, require_file
 
 __all__ = ["GroupMamba"]
 
