@@ -101,7 +101,12 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    "updates", [3, 9, 12], ids=["inside the first epoch", "at its end", "inside the second"]
+    "updates",
+    [
+        pytest.param(3, id="inside the first epoch", marks=pytest.mark.slow),
+        pytest.param(9, id="at its end", marks=pytest.mark.slow),
+        pytest.param(12, id="inside the second"),
+    ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(recipe, monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
     sections = {**STRONG, "model": {"kwargs": {"drop_rate": 0.1}, "drop_path": 0.1}}
