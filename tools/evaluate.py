@@ -5,8 +5,8 @@ python tools/evaluate.py vmamba_tiny_s1l8 --data /data/imagenet --split val --js
 python tools/evaluate.py runs/demo_restoration --data photographs --split test --pictures compared.png
 python tools/evaluate.py mambair_light_x2 --checkpoint weights.pth --data Set5/HR --degraded Set5/LR_bicubic/X2 --template "{}x2"
 
-Restored pictures are compared at 8 bits, the border of the scale's width cut off where the size changes, on luma unless --rgb says
-otherwise, and cut into tiles as the published figures were made.
+Restored pictures are compared at 8 bits, the border of the scale's width cut off where the size changes, on luma unless --rgb is given,
+and cut into tiles as the published figures were made.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,7 +17,7 @@ from visionssm.data.classification import CorruptImage
 from visionssm.data.degradations import DegradationConfig, degrade, degrade_region
 from visionssm.data.errors import DataError, UserError
 from visionssm.data.photographs import load_photographs
-from visionssm.data.pictures import read_picture
+from visionssm.data.pictures import PICTURE_TYPES, read_picture
 from visionssm.data.sampling import CropBatches, PatchStage
 from visionssm.data.seeding import seed_of
 
@@ -179,14 +178,14 @@ class Folders:
 
 
 def _pairs(clean: str, degraded: str | None, template: str) -> list[tuple[Path, Path | None]]:
-    types = get_img_extensions(as_set=True)
+    types = PICTURE_TYPES
     for folder in (clean, *(() if degraded is None else (degraded,))):
         if not Path(folder).expanduser().is_dir():
             raise DataError(f"no such folder of pictures: {folder}")
     root = Path(clean).expanduser()
     paths = sorted((p for p in root.rglob("*") if p.suffix.lower() in types), key=lambda p: natural_key(str(p)))
     if not paths:
-        raise DataError(f"the folder {clean} holds no pictures ({', '.join(sorted(types))})")
+        raise DataError(f"the folder {clean} holds no pictures ({', '.join(types)})")
     if degraded is None:
         return [(path, None) for path in paths]
     other = Path(degraded).expanduser()

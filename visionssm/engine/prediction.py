@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,17 @@ class Prediction:
     thumbnail: Image.Image
 
 
-def find_images(inputs: Sequence[str]) -> list[str]:
+def find_images(inputs: Sequence[str], types: Iterable[str] | None = None) -> list[str]:
     """Image files named by files, folders (searched with all below them) and glob patterns, each once, in order.
+
+    Args:
+        inputs: What to look for.
+        types: Suffixes of the images in folders, lower case with the dot; None for timm's.
 
     Raises:
         DataError: For an input that names no image.
     """
-    types = get_img_extensions(as_set=True)
+    types = get_img_extensions(as_set=True) if types is None else set(types)
     found: dict[str, None] = {}
     for entry in inputs:
         path = Path(entry).expanduser()
