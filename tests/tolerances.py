@@ -16,9 +16,11 @@ HALF_PRECISION_ERROR_RATIO = 2.0
 # Largest absolute difference from the published output, in float32.
 PUBLISHED_LOGITS = 5e-5
 PUBLISHED_IMAGES_AND_VOLUMES = 1e-4
-PUBLISHED_UNET_IMAGES = 3e-4  # of MambaIR's U-Net, with values up to 20 and 2e-5 between float32 and float64 of the published code
+# MambaIR's U-Net has values up to 20, and 2e-5 between float32 and float64 of the published code.
+PUBLISHED_UNET_IMAGES = 3e-4
 # Relative: features to their own largest value, gradients to their norm.
 PUBLISHED_FEATURES = 1e-5
 PUBLISHED_GRADIENTS = 1e-4
-# SegMamba's whole gradients move by 2e-3 between float32 and float64, and the published values checked here by 4e-4 of their norms.
+# SegMamba's whole gradients move by 2e-3 between float32 and float64, and the published values checked here by 4e-4 of
+# their norms.
 PUBLISHED_VOLUME_GRADIENTS = 2e-3

@@ -1,7 +1,7 @@
 """Vision state-space backbones under one API, as timm models with pluggable scan orders.
 
-    import visionssm                                  # registers every classifier with timm
-    model = visionssm.create_model("vmamba_tiny_s1l8", scan="hilbert")
+import visionssm                                  # registers every classifier with timm
+model = visionssm.create_model("vmamba_tiny_s1l8", scan="hilbert")
 """
 
 from .checkpoints import load_official

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .reference import finish, route_conv, step_inputs
 
-__all__ = ["routed_scan", "route_conv"]
+__all__ = ["route_conv", "routed_scan"]
 
 
 def routed_scan(
@@ -41,7 +41,9 @@ def routed_scan(
     size = max(1, math.isqrt(max(steps, 1)))
     chunks = max(1, -(-steps // size))
 
-    def cut(x_BKTC: Tensor) -> list[Tensor]:  # S tensors (B, K, G, C); a step with dt = 0 leaves the state as it is
+    def cut(
+        x_BKTC: Tensor,
+    ) -> list[Tensor]:  # S tensors (B, K, G, C); a step with dt = 0 leaves the state as it is
         x = F.pad(x_BKTC, (0, 0, 0, chunks * size - steps))
         return list(x.unflatten(2, (chunks, size)).unbind(3))
 

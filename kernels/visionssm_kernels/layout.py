@@ -5,7 +5,6 @@ Legend: B batch, L image positions, D channels, K routes, T steps of a route.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 __all__ = ["gather_steps", "scatter_steps"]

@@ -77,7 +77,11 @@ class Attack:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_code_in_a_file_is_never_run(legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": {"w": torch.ones(3)}, "config": Attack()}, "file.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"model": {"w": torch.ones(3)}, "config": Attack()},
+        "file.pth",
+        _use_new_zipfile_serialization=not legacy,
+    )
     content = read_checkpoint("file.pth")
     assert torch.equal(content["model"]["w"], torch.ones(3))
     assert not Path("attacked").exists()
@@ -142,12 +146,14 @@ def test_missing_unexpected_and_misshapen_keys_are_all_named(published, model) -
 
 def test_half_of_a_stack_is_named(published, model) -> None:
     state = {name: tensor for name, tensor in published.items() if name != "layers.0.mixer.D"}
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.mixer\.D' is stacked from routes, but the file only holds \[1\]"):
+    with pytest.raises(
+        CheckpointError, match=r"blocks\.0\.mixer\.D' is stacked from routes, but the file only holds \[1\]"
+    ):
         visionssm.load_official(model, state)
 
 
 def test_another_variant(published) -> None:
-    with pytest.raises(CheckpointError, match="does not fit Vim.*vim_small"):
+    with pytest.raises(CheckpointError, match=r"does not fit Vim.*vim_small"):
         visionssm.load_official(visionssm.create_model("vim_small", img_size=64), published)
 
 
@@ -161,7 +167,7 @@ def test_truncated_files(suffix: str, published, model, tmp_path: Path) -> None:
     file = tmp_path / f"file{suffix}"
     save_file(published, file) if suffix == ".safetensors" else torch.save(published, file)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="truncated|not a complete safetensors"):
+    with pytest.raises(CheckpointError, match=r"truncated|not a complete safetensors"):
         visionssm.load_official(model, file)
 
 

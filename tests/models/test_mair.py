@@ -40,7 +40,16 @@ def test_every_second_block_of_a_group_shifts_its_stripes() -> None:
 
 
 def test_scans_per_block() -> None:
-    chosen = [create_scan("nested_s", scan_len=2), "hilbert", "cross", "nested_s", "cross", "cross", "cross", "cross"]
+    chosen = [
+        create_scan("nested_s", scan_len=2),
+        "hilbert",
+        "cross",
+        "nested_s",
+        "cross",
+        "cross",
+        "cross",
+        "cross",
+    ]
     model = visionssm.create_model("mair_nano_x2", scan=chosen)
     assert [scan.name for scan in scans(model)][:4] == ["nested_s", "hilbert", "cross", "nested_s"]
 
@@ -53,7 +62,8 @@ def test_the_unet_never_shifts() -> None:
 
 # Counted with the published code; ssm width, d_state 4, 8, 16, 32 by level, MLPs.
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("mair_real_dn", 26_293_296), ("mair_deblur", 26_293_296), ("mair_dehaze", 3_404_376)]
+    ("name", "parameters"),
+    [("mair_real_dn", 26_293_296), ("mair_deblur", 26_293_296), ("mair_dehaze", 3_404_376)],
 )
 def test_unet_sizes(name: str, parameters: int) -> None:
     with torch.device("meta"):

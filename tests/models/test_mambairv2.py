@@ -22,7 +22,12 @@ def nano(**options: object) -> torch.nn.Module:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, AttentiveScan):
-                for parameter in (module.prompt, module.prompt_basis, module.x_proj, module.router.fc2.weight):
+                for parameter in (
+                    module.prompt,
+                    module.prompt_basis,
+                    module.x_proj,
+                    module.router.fc2.weight,
+                ):
                     parameter.copy_(torch.randn_like(parameter))
     return model.eval()
 
@@ -41,7 +46,10 @@ def slow_attentive_scan(mixer: AttentiveScan, x: torch.Tensor, stable: bool) -> 
     C = C + prompt
     state, outputs = torch.zeros(len(u), u.shape[-1], B.shape[-1]), []
     for t in range(u.shape[1]):
-        state = torch.exp(dt[:, t, :, None] * -mixer.A_log[0].exp()) * state + (dt * u)[:, t, :, None] * B[:, t, None]
+        state = (
+            torch.exp(dt[:, t, :, None] * -mixer.A_log[0].exp()) * state
+            + (dt * u)[:, t, :, None] * B[:, t, None]
+        )
         outputs.append((state * C[:, t, None]).sum(-1) + mixer.D[0] * u[:, t])
     y = mixer.out_proj(mixer.out_norm(torch.stack(outputs, 1)))
     return torch.empty_like(y).scatter_(1, index.expand_as(y), y).view_as(x)
@@ -87,7 +95,9 @@ def test_window_attention_against_regions(shift: int, size: tuple[int, int]) -> 
     module = WindowAttention(12, heads=3, window=4, shift=shift)
     x = torch.randn(2, *size, 12)
     with torch.no_grad():
-        module.bias.relative_position_bias_table.copy_(torch.randn_like(module.bias.relative_position_bias_table))
+        module.bias.relative_position_bias_table.copy_(
+            torch.randn_like(module.bias.relative_position_bias_table)
+        )
         torch.testing.assert_close(module(x), slow_window_attention(module, x), **CLOSE)
 
 
@@ -164,7 +174,11 @@ def test_the_table_of_positions_is_checked() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"routing": "random"}, "routing must be"), ({"sort": "fast"}, "sort must be"), ({"heads": 7}, "heads=7")],
+    [
+        ({"routing": "random"}, "routing must be"),
+        ({"sort": "fast"}, "sort must be"),
+        ({"heads": 7}, "heads=7"),
+    ],
 )
 def test_options_that_do_not_fit(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -24,7 +24,9 @@ def test_number_of_parameters(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize(("size", "grid"), [((224, 224), (14, 14)), ((225, 33), (15, 3)), ((16, 17), (1, 2)), ((1, 1), (1, 1))])
+@pytest.mark.parametrize(
+    ("size", "grid"), [((224, 224), (14, 14)), ((225, 33), (15, 3)), ((16, 17), (1, 2)), ((1, 1), (1, 1))]
+)
 def test_grid_pads_the_last_patch(size: tuple[int, int], grid: tuple[int, int]) -> None:
     stem = visionssm.create_model("plain_mamba_nano").patch_embed.eval()
     assert stem.grid_size(size) == grid
@@ -60,7 +62,9 @@ def test_a_published_file_is_loaded_strictly() -> None:
     state = published()
     model = visionssm.create_model("plain_mamba_l1")
     with pytest.raises(CheckpointError, match=r"1 missing: blocks\.0\.local\.norm\.running_mean"):
-        visionssm.load_official(model, {k: v for k, v in state.items() if k != "backbone.layers.0.dw.1.running_mean"})
+        visionssm.load_official(
+            model, {k: v for k, v in state.items() if k != "backbone.layers.0.dw.1.running_mean"}
+        )
     with pytest.raises(CheckpointError, match=r"1 unexpected: blocks\.1\.local\.conv\.weight"):
         visionssm.load_official(model, {**state, "backbone.layers.1.dw.0.weight": torch.zeros(192, 1, 3, 3)})
 
@@ -68,13 +72,20 @@ def test_a_published_file_is_loaded_strictly() -> None:
 @pytest.mark.slow
 def test_published_weights_serve_any_scan_order_and_size(tmp_path: Path) -> None:
     torch.save({"state_dict": published()}, tmp_path / "l1.pth")
-    options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "l1.pth"), "custom_load": True}}
-    model = timm.create_model("plain_mamba_l1", img_size=(64, 96), num_classes=3, scan="hilbert", **options).eval()
+    options = {
+        "pretrained": True,
+        "pretrained_cfg_overlay": {"file": str(tmp_path / "l1.pth"), "custom_load": True},
+    }
+    model = timm.create_model(
+        "plain_mamba_l1", img_size=(64, 96), num_classes=3, scan="hilbert", **options
+    ).eval()
     assert model.pos_embed.shape == (1, 4 * 6, 192)
     usual = timm.create_model("plain_mamba_l1", num_classes=0, **options).eval()
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        torch.testing.assert_close(model.embed(x)[0], usual.embed(x)[0])  # resized when loading, and on the way
+        torch.testing.assert_close(
+            model.embed(x)[0], usual.embed(x)[0]
+        )  # resized when loading, and on the way
         assert model(x).isfinite().all()
         assert not torch.allclose(model.forward_features(x), usual.forward_features(x), atol=1e-3)
 

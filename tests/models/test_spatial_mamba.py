@@ -33,7 +33,9 @@ def test_small_is_between() -> None:
 
 @pytest.mark.parametrize("variant", DRIVE)
 def test_pretrained_says_where_the_weights_are(variant: str) -> None:
-    with pytest.raises(RuntimeError, match=f"^the weights of spatial_mamba_{variant} .*/d/{DRIVE[variant]}.*load_official$"):
+    with pytest.raises(
+        RuntimeError, match=f"^the weights of spatial_mamba_{variant} .*/d/{DRIVE[variant]}.*load_official$"
+    ):
         visionssm.create_model(f"spatial_mamba_{variant}", pretrained=True)
 
 
@@ -46,12 +48,16 @@ def test_pretrained_takes_a_file_that_was_fetched(tmp_path: Path) -> None:
     state = published()
     torch.save({"model": state, "epoch": 299}, tmp_path / "tiny.pth")
     overlay = {"file": str(tmp_path / "tiny.pth"), "custom_load": True}
-    model = timm.create_model("spatial_mamba_tiny", pretrained=True, num_classes=3, in_chans=1, pretrained_cfg_overlay=overlay)
+    model = timm.create_model(
+        "spatial_mamba_tiny", pretrained=True, num_classes=3, in_chans=1, pretrained_cfg_overlay=overlay
+    )
     fusion = model.stages[2].blocks[5].mixer.fusion
     name = "layers.2.blocks.5.self_attention.state_fusion."
     assert torch.equal(fusion.kernels[1], state[f"{name}kernel_3_1"])
     assert torch.equal(fusion.alpha, state[f"{name}alpha"])
-    torch.testing.assert_close(model.stem.conv1.weight, state["patch_embed.conv1.conv.weight"].sum(1, keepdim=True))
+    torch.testing.assert_close(
+        model.stem.conv1.weight, state["patch_embed.conv1.conv.weight"].sum(1, keepdim=True)
+    )
     assert model.head.fc.weight.shape == (3, 512)
 
 
@@ -59,10 +65,14 @@ def test_a_published_file_is_loaded_strictly() -> None:
     state = published()
     model = visionssm.create_model("spatial_mamba_tiny")
     lost = "layers.0.blocks.1.self_attention.state_fusion.kernel_3_2"
-    with pytest.raises(CheckpointError, match=r"of another shape: stages\.0\.blocks\.1\.mixer\.fusion\.kernels"):
+    with pytest.raises(
+        CheckpointError, match=r"of another shape: stages\.0\.blocks\.1\.mixer\.fusion\.kernels"
+    ):
         visionssm.load_official(model, {k: v for k, v in state.items() if k != lost})
     with pytest.raises(CheckpointError, match=r"1 missing: stages\.1\.downsample\.norm\.running_var"):
-        visionssm.load_official(model, {k: v for k, v in state.items() if k != "layers.0.downsample.conv.2.norm.running_var"})
+        visionssm.load_official(
+            model, {k: v for k, v in state.items() if k != "layers.0.downsample.conv.2.norm.running_var"}
+        )
 
 
 @pytest.mark.parametrize("size", [(64, 64), (33, 70), (4, 100), (1, 1)])
@@ -103,5 +113,7 @@ def test_weight_decay_is_that_of_the_published_training() -> None:
     kept, _ = param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())
     names = {id(p): name for name, p in model.named_parameters()}
     without = {names[id(p)] for p in kept["params"]}
-    assert {name for name in names.values() if name.endswith((".D", ".dt_bias", ".alpha", "norm1.weight"))} <= without
+    assert {
+        name for name in names.values() if name.endswith((".D", ".dt_bias", ".alpha", "norm1.weight"))
+    } <= without
     assert not any(name.endswith((".A_log", ".kernels", ".x_proj", ".dt_proj")) for name in without)

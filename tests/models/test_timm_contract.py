@@ -3,7 +3,6 @@
 The checks follow timm's own generic suite (tests/test_models.py of the release), so that its tools work on these models.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,9 +35,9 @@ def image(batch: int = 1, channels: int = 3, height: int = 64, width: int = 64) 
 
 
 @pytest.fixture(scope="module", params=SMALL)
-def small(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
+def small(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    yield build(request.param).eval()
+    return build(request.param).eval()
 
 
 def is_plain(model: nn.Module) -> bool:
@@ -50,8 +49,12 @@ def test_default_cfg(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     cfg, state = model.default_cfg, model.state_dict()
-    classifiers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else cfg["classifier"]  # two if distilled
-    assert all(state[f"{classifier}.weight"].shape[0] == cfg["num_classes"] == 1000 for classifier in classifiers)
+    classifiers = (
+        [cfg["classifier"]] if isinstance(cfg["classifier"], str) else cfg["classifier"]
+    )  # two if distilled
+    assert all(
+        state[f"{classifier}.weight"].shape[0] == cfg["num_classes"] == 1000 for classifier in classifiers
+    )
     assert cfg["first_conv"] + ".weight" in state
     assert state[cfg["first_conv"] + ".weight"].shape[1] == cfg["input_size"][0] == 3
     assert cfg["license"]
@@ -72,7 +75,7 @@ def test_forward_and_a_gradient_for_every_parameter(name: str) -> None:
 
 @pytest.mark.parametrize("name", EACH)
 def test_features_only(name: str) -> None:
-    model = build(name, features_only=True, **({"out_indices": (0, 1, 2, 3)})).eval()
+    model = build(name, features_only=True, out_indices=(0, 1, 2, 3)).eval()
     with torch.no_grad():
         maps = model(image(1, 3, 96, 64))
     info = model.feature_info
@@ -111,7 +114,9 @@ def test_forward_intermediates(small: nn.Module) -> None:
         assert all(m.shape[3] > m.shape[2] for m in maps)
         only = small.forward_intermediates(x, indices=[1], intermediates_only=True, stop_early=True)
         torch.testing.assert_close(only[0], maps[1])
-        channels_last = small.forward_intermediates(x, indices=[1], intermediates_only=True, output_fmt="NHWC")
+        channels_last = small.forward_intermediates(
+            x, indices=[1], intermediates_only=True, output_fmt="NHWC"
+        )
         torch.testing.assert_close(channels_last[0].permute(0, 3, 1, 2), maps[1])
     with pytest.raises(AssertionError, match="Output format"):
         small.forward_intermediates(x, output_fmt="CHWN")
@@ -209,8 +214,9 @@ def test_compiles_into_one_graph(small: nn.Module) -> None:
 @pytest.mark.slow
 def test_exports_with_open_height_and_width(small: nn.Module) -> None:
     open_size = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(small, (image(),), dynamic_shapes=open_size)
-    x = image(1, 3, 96, 128)
+    # torch.export takes a side of 1 for fixed: MSVMamba's coarse maps have that at 64 pixels
+    program = torch.export.export(small, (image(1, 3, 96, 96),), dynamic_shapes=open_size)
+    x = image(1, 3, 160, 128)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), small(x))
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-import visionssm_kernels
 from torch.func import functional_call
 
 import visionssm
+import visionssm_kernels
 from tests import tolerances
 from tests.parity.cases import Case, load_cases
 from tests.parity.families import FAMILIES, HERE, stored_part, tolerance, torch_weights
@@ -58,7 +58,9 @@ def test_gradients(case: Case, backend: str) -> None:
     """The conversion is differentiable, so gradients are compared under the published names."""
     model = _build(case)
     statistics = ("running_mean", "running_var")
-    published = {n: value.requires_grad_(not n.endswith(statistics)) for n, value in torch_weights(case).items()}
+    published = {
+        n: value.requires_grad_(not n.endswith(statistics)) for n, value in torch_weights(case).items()
+    }
     with visionssm_kernels.use_backend(backend):
         outputs = functional_call(model, convert(published, model), torch.from_numpy(case.input()))
         probe = torch.from_numpy(make_input(list(outputs.shape), 5))

@@ -177,7 +177,12 @@ class CropBatches(Sampler[list[tuple[int, int, int, int]]]):
                     f"a batch of {stage.batch_size} patches cannot be shared evenly by {world} process(es) x {accumulate} "
                     "accumulation step(s)"
                 )
-        self.pictures, self.stages, self.updates_per_epoch, self.seed = pictures, stages, updates_per_epoch, seed
+        self.pictures, self.stages, self.updates_per_epoch, self.seed = (
+            pictures,
+            stages,
+            updates_per_epoch,
+            seed,
+        )
         self.accumulate, self.rank, self.world = accumulate, rank, world
         self.epoch = 0
         self.first_update = 0
@@ -193,7 +198,9 @@ class CropBatches(Sampler[list[tuple[int, int, int, int]]]):
     def _before(self, update: int) -> int:
         """Samples in all updates before this one."""
         spans = zip(self.starts, self.stages, strict=True)
-        return sum((min(update, stage.until) - start) * stage.batch_size for start, stage in spans if update > start)
+        return sum(
+            (min(update, stage.until) - start) * stage.batch_size for start, stage in spans if update > start
+        )
 
     def samples(self, first: int, last: int) -> int:
         base = self.epoch * self.updates_per_epoch

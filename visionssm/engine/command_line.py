@@ -52,7 +52,9 @@ def refuse_options(args: argparse.Namespace, names: Iterable[str], *, task: str)
         UserError: If one of them was given.
     """
     if stray := [name for name in names if hasattr(args, name)]:
-        raise UserError(f"--{stray[0].replace('_', '-')} is not an option for {task}, which {args.model} is for")
+        raise UserError(
+            f"--{stray[0].replace('_', '-')} is not an option for {task}, which {args.model} is for"
+        )
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, limit: int | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Tuple, Union  # noqa: UP035  (TorchScript reads these)
+from typing import Any
 
 import torch
 from timm.layers import ClassifierHead
@@ -23,7 +23,9 @@ class Stage(nn.Module):
         out_norm: run on the map where it leaves the model as a feature, but not on what the next stage reads.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: list[nn.Module], *, out_norm: nn.Module | None = None) -> None:
+    def __init__(
+        self, downsample: nn.Module, blocks: list[nn.Module], *, out_norm: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
@@ -108,7 +110,7 @@ class HierarchicalModel(nn.Module):
         """The last linear layer."""
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier by a fresh one; 0 classes removes it."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
@@ -117,12 +119,12 @@ class HierarchicalModel(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Features of chosen stages, in timm's form.
 
         Args:
@@ -157,8 +159,8 @@ class HierarchicalModel(nn.Module):
 
     @unscripted
     def prune_intermediate_layers(
-        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> List[int]:
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
         """Drops the stages after the last chosen one, in timm's form."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: max_index + 1]  # pyright: ignore[reportAttributeAccessIssue]

@@ -5,7 +5,7 @@ Legend: B batch, M patches, L tokens (M, or M + 1 with a class token at position
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Tuple, Union  # noqa: UP035  (TorchScript reads these)
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,14 @@ class PatchEmbed(nn.Module):
         pad: zero-pad the image at the bottom and right up to a multiple of `patch_size`.
     """
 
-    def __init__(self, in_chans: int, dim: int, *, patch_size: int = 16, stride: int = 16, pad: bool = False) -> None:
+    def __init__(
+        self, in_chans: int, dim: int, *, patch_size: int = 16, stride: int = 16, pad: bool = False
+    ) -> None:
         super().__init__()
         self.patch_size, self.stride, self.pad = patch_size, stride, pad
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=stride)
 
-    def grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:  # noqa: UP006
+    def grid_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Patches along (H, W) for an image of `img_size`.
 
         Raises:
@@ -45,7 +47,9 @@ class PatchEmbed(nn.Module):
         for side in img_size:
             side += -side % self.patch_size if self.pad else 0
             if side < self.patch_size:
-                raise ValueError(f"an image of {tuple(img_size)} is smaller than a patch of {self.patch_size} pixels")
+                raise ValueError(
+                    f"an image of {tuple(img_size)} is smaller than a patch of {self.patch_size} pixels"
+                )
             sides.append((side - self.patch_size) // self.stride + 1)
         return sides[0], sides[1]
 
@@ -57,7 +61,10 @@ class PatchEmbed(nn.Module):
 
 
 def resize_positions(
-    table: Tensor, old: Tuple[int, int], new: Tuple[int, int], token: int = -1  # noqa: UP006
+    table: Tensor,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    token: int = -1,
 ) -> Tensor:
     """Position embeddings for another grid: bicubic, align_corners=False, as the published code does.
 
@@ -91,7 +98,7 @@ def add_positions(
     tokens_BLC: Tensor,
     table_1LC: Tensor,
     patches_BHWC: Tensor,
-    grid: Tuple[int, int],  # noqa: UP006
+    grid: tuple[int, int],
     class_token: bool,
 ) -> Tensor:
     """Adds position embeddings, resized if the grid of `patches_BHWC` is not the one they were made for."""
@@ -159,7 +166,9 @@ class PlainModel(nn.Module):
         self.output_fmt = "NLC"
         self.grad_checkpointing = False
         self.grid_size = patch_embed.grid_size(to_2tuple(img_size))
-        self.feature_info = [{"num_chs": dim, "reduction": stride, "module": f"blocks.{i}"} for i in range(len(blocks))]
+        self.feature_info = [
+            {"num_chs": dim, "reduction": stride, "module": f"blocks.{i}"} for i in range(len(blocks))
+        ]
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         length = self.grid_size[0] * self.grid_size[1] + int(class_token)
@@ -176,7 +185,9 @@ class PlainModel(nn.Module):
         if global_pool not in ("token", "avg", ""):
             raise ValueError(f"global_pool must be 'token', 'avg' or '', got {global_pool!r}")
         if global_pool == "token" and self.cls_token is None:
-            raise ValueError(f"{type(self).__name__} was built without a class token: global_pool cannot be 'token'")
+            raise ValueError(
+                f"{type(self).__name__} was built without a class token: global_pool cannot be 'token'"
+            )
         return global_pool
 
     @unscripted
@@ -185,7 +196,9 @@ class PlainModel(nn.Module):
         new = self.patch_embed.grid_size(to_2tuple(img_size))
         if self.pos_embed is not None and new != self.grid_size:
             with torch.no_grad():
-                resized = resize_positions(self.pos_embed, self.grid_size, new, self._token_index(self.grid_size))
+                resized = resize_positions(
+                    self.pos_embed, self.grid_size, new, self._token_index(self.grid_size)
+                )
             self.pos_embed = nn.Parameter(resized.to(self.pos_embed.dtype), self.pos_embed.requires_grad)
         self.grid_size = new
 
@@ -221,7 +234,7 @@ class PlainModel(nn.Module):
         """The last linear layer."""
         return self.head
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier by a fresh one; 0 classes removes it."""
         self.num_classes = num_classes
         if global_pool is not None:
@@ -231,7 +244,7 @@ class PlainModel(nn.Module):
         if num_classes > 0:
             self.head = nn.Linear(self.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
 
-    def embed(self, x: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Image to tokens with positions (B, L, C), and the patch map (B, H', W', C)."""
         patches = self.patch_embed(x)
         tokens = patches.flatten(1, 2)
@@ -240,7 +253,9 @@ class PlainModel(nn.Module):
             token = self.cls_token.expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([tokens[:, :middle], token, tokens[:, middle:]], 1)
         if self.pos_embed is not None:
-            tokens = add_positions(tokens, self.pos_embed, patches, self.grid_size, self.cls_token is not None)
+            tokens = add_positions(
+                tokens, self.pos_embed, patches, self.grid_size, self.cls_token is not None
+            )
         return tokens, patches
 
     def _patch_tokens(self, tokens: Tensor) -> Tensor:
@@ -252,13 +267,13 @@ class PlainModel(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
+        indices: int | list[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Union[List[Tensor], List[Tuple[Tensor, Tensor]], Tuple[Tensor, List[Any]]]:
+    ) -> list[Tensor] | list[tuple[Tensor, Tensor]] | tuple[Tensor, list[Any]]:
         """Features of chosen blocks, in timm's form.
 
         Args:
@@ -275,7 +290,7 @@ class PlainModel(nn.Module):
         """
         assert output_fmt in ("NCHW", "NHWC", "NLC"), "Output format must be one of NCHW, NHWC or NLC."
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
-        features: List[Any] = []  # noqa: UP006
+        features: list[Any] = []
         tokens, patches = self.embed(x)
         # TorchScript cannot slice the blocks
         blocks = self.blocks if torch.jit.is_scripting() or not stop_early else self.blocks[: max_index + 1]
@@ -304,8 +319,8 @@ class PlainModel(nn.Module):
 
     @unscripted
     def prune_intermediate_layers(
-        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> List[int]:
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
         """Drops the blocks after the last chosen one, in timm's form."""
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: max_index + 1]

@@ -13,6 +13,7 @@ from visionssm_kernels import route_conv, routed_scan
 __all__ = ["conv_along_routes", "decay_rate", "pad_to_slots", "scan_routes", "take_routes"]
 
 
+@register_notrace_function  # its branch depends on the dtype, which FX does not know
 def decay_rate(A_log: Tensor) -> Tensor:
     """A = -exp(A_log), in at least float32: under autocast and in half-precision models too."""
     return -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float())

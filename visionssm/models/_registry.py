@@ -87,11 +87,15 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
     known = _CFGS[base]
     tag = tag or known.tags[0]
     if tag not in known.cfgs:
-        raise ValueError(f"unknown weights {name!r}: {base!r} has the tags {', '.join(map(repr, known.tags))}")
+        raise ValueError(
+            f"unknown weights {name!r}: {base!r} has the tags {', '.join(map(repr, known.tags))}"
+        )
     return dataclasses.replace(known.cfgs[tag], architecture=base, tag=tag)
 
 
-def build(cls: Callable[..., ModelT], name: str, pretrained: bool, *, tag: str | None = None, **options: Any) -> ModelT:
+def build(
+    cls: Callable[..., ModelT], name: str, pretrained: bool, *, tag: str | None = None, **options: Any
+) -> ModelT:
     """Builds a model that timm's registry does not know, as timm builds its own: with `pretrained_cfg`, and weights if asked for.
 
     Args:
@@ -106,12 +110,21 @@ def build(cls: Callable[..., ModelT], name: str, pretrained: bool, *, tag: str |
     """
     cfg = pretrained_cfg(f"{name}.{tag}" if tag else name)
     if pretrained and not cfg.has_weights:
-        where = f"; fetch the file by hand from {cfg.origin_url} and give it to visionssm.load_official" if cfg.origin_url else ""
+        where = (
+            f"; fetch the file by hand from {cfg.origin_url} and give it to visionssm.load_official"
+            if cfg.origin_url
+            else ""
+        )
         raise ValueError(f"there is no direct link to weights of {name}.{cfg.tag}{where}")
     model = cls(**options)
     model.pretrained_cfg = model.default_cfg = cfg.to_dict()  # pyright: ignore
     if pretrained:
-        load_pretrained(model, pretrained_cfg=cfg.to_dict(), num_classes=0, in_chans=options.get("in_chans", cfg.input_size[0]))
+        load_pretrained(
+            model,
+            pretrained_cfg=cfg.to_dict(),
+            num_classes=0,
+            in_chans=options.get("in_chans", cfg.input_size[0]),
+        )
     return model
 
 
@@ -128,7 +141,9 @@ def require_file(variant: str, places: Mapping[str, str], options: Mapping[str, 
     """
     if variant not in places:
         return
-    cfg = resolve_pretrained_cfg(variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
+    cfg = resolve_pretrained_cfg(
+        variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay")
+    )
     if not (cfg.has_weights or cfg.state_dict):
         raise RuntimeError(
             f"no pretrained weights exist under a direct address for {variant}: download the file from "

@@ -43,7 +43,14 @@ class MaIRBlock(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, scan: ScanOrder, d_state: int, ssm_ratio: float, mlp_ratio: float, drop_path: float = 0.0
+        self,
+        dim: int,
+        *,
+        scan: ScanOrder,
+        d_state: int,
+        ssm_ratio: float,
+        mlp_ratio: float,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         d_inner = int(ssm_ratio * dim)
@@ -233,13 +240,22 @@ default_cfgs = generate_default_cfgs(
 
 _SCAN4: dict[str, Any] = {"scan": {"name": "nested_s", "scan_len": 4}}
 _SCAN8: dict[str, Any] = {"scan": {"name": "nested_s", "scan_len": 8}}
-_LIGHT: dict[str, Any] = {"upsampler": "pixelshuffledirect", "dim": 60, "depths": (6, 6, 6, 6), "mlp_ratio": 1.6}
+_LIGHT: dict[str, Any] = {
+    "upsampler": "pixelshuffledirect",
+    "dim": 60,
+    "depths": (6, 6, 6, 6),
+    "mlp_ratio": 1.6,
+}
 _TINY: dict[str, Any] = {**_LIGHT, **_SCAN8, "d_state": 1, "ssm_ratio": 1.1}
 _SMALL: dict[str, Any] = {**_LIGHT, **_SCAN4, "d_state": 16, "ssm_ratio": 1.4}
 
 
 def _create(
-    variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any], cls: Callable[..., nn.Module] = MaIR
+    variant: str,
+    pretrained: bool,
+    defaults: dict[str, Any],
+    options: dict[str, Any],
+    cls: Callable[..., nn.Module] = MaIR,
 ) -> nn.Module:
     return build(cls, variant, pretrained, **{**defaults, **options})
 

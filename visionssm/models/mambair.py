@@ -63,7 +63,14 @@ class MambaIRBlock(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, scan: ScanOrder, d_state: int, ssm_ratio: float, light: bool = False, drop_path: float = 0.0
+        self,
+        dim: int,
+        *,
+        scan: ScanOrder,
+        d_state: int,
+        ssm_ratio: float,
+        light: bool = False,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.scale1 = nn.Parameter(torch.ones(dim))
@@ -122,7 +129,12 @@ class MambaIR(PretrainedMixin, RestorationModel):
 
         def block() -> nn.Module:
             return MambaIRBlock(
-                dim, scan=next(scans), d_state=d_state, ssm_ratio=ssm_ratio, light=light, drop_path=next(rates)
+                dim,
+                scan=next(scans),
+                d_state=d_state,
+                ssm_ratio=ssm_ratio,
+                light=light,
+                drop_path=next(rates),
             )
 
         super().__init__(
@@ -220,9 +232,15 @@ default_cfgs = generate_default_cfgs(
         "mambair_color_dn.sigma15": _cfg("Urban100 35.17 dB", "ColorDN_MambaIR_level15.pth"),
         "mambair_color_dn.sigma25": _cfg("Urban100 32.99 dB", "ColorDN_MambaIR_level25.pth"),
         "mambair_color_dn.sigma50": _cfg("Urban100 30.07 dB", "ColorDN_MambaIR_level50.pth"),
-        "mambair_jpeg_car.q10": _cfg("Classic5 30.27 dB / 0.8256", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)),
-        "mambair_jpeg_car.q30": _cfg("Classic5 33.74 dB / 0.8965", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)),
-        "mambair_jpeg_car.q40": _cfg("Classic5 34.53 dB / 0.9084", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)),
+        "mambair_jpeg_car.q10": _cfg(
+            "Classic5 30.27 dB / 0.8256", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)
+        ),
+        "mambair_jpeg_car.q30": _cfg(
+            "Classic5 33.74 dB / 0.8965", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)
+        ),
+        "mambair_jpeg_car.q40": _cfg(
+            "Classic5 34.53 dB / 0.9084", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)
+        ),
         "mambair_real_dn.sidd": _cfg("SIDD 39.89 dB / 0.960", input_size=(3, 128, 128)),
         "mambair_nano_x2.untrained": _cfg(),
         "mambair_unet_nano.untrained": _cfg(),
@@ -241,7 +259,11 @@ _SAME_SIZE = {"upscale": 1, "upsampler": "none", "ssm_ratio": 1.2}
 
 
 def _create(
-    variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any], cls: Callable[..., nn.Module] = MambaIR
+    variant: str,
+    pretrained: bool,
+    defaults: dict[str, Any],
+    options: dict[str, Any],
+    cls: Callable[..., nn.Module] = MambaIR,
 ) -> nn.Module:
     return build(cls, variant, pretrained, **{**defaults, **options})
 
@@ -303,7 +325,9 @@ def mambair_real_dn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register("restoration")
 def mambair_nano_x2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A small MambaIR of our own for tests and demonstrations, about 0.2 M parameters, twice the size."""
-    return _create("mambair_nano_x2", pretrained, {**_LIGHT, "dim": 48, "depths": (4, 4), "upscale": 2}, kwargs)
+    return _create(
+        "mambair_nano_x2", pretrained, {**_LIGHT, "dim": 48, "depths": (4, 4), "upscale": 2}, kwargs
+    )
 
 
 @register("restoration")

@@ -54,7 +54,9 @@ class ConvPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, H', W', dim)."""
-        x = self.convs(self.act(self.norm1(self.conv1(x))))  # in NCHW: no slower, and rounds as the published code does
+        x = self.convs(
+            self.act(self.norm1(self.conv1(x)))
+        )  # in NCHW: no slower, and rounds as the published code does
         x = F.pad(x, (0, -x.shape[3] % 8, 0, -x.shape[2] % 8))
         return self.proj(x).permute(0, 2, 3, 1)
 
@@ -188,7 +190,9 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     return {
         "hf_hub_id": "ChenhongyiYang/PlainMamba" if file else None,
         "hf_hub_filename": file or None,
-        "custom_load": "hf" if file else False,  # published files carry more than tensors, which only our reader takes safely
+        "custom_load": "hf"
+        if file
+        else False,  # published files carry more than tensors, which only our reader takes safely
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "fixed_input_size": True,

@@ -141,7 +141,9 @@ class Vim(PretrainedMixin, PlainModel):
     def no_weight_decay(self) -> set[str]:
         """What the published training leaves out: tables, biases and D, all of which are vectors there. A_log is decayed."""
         vectors = (".D", ".dt_bias", ".conv_bias")
-        return {"pos_embed", "cls_token"} | {name for name, _ in self.named_parameters() if name.endswith(vectors)}
+        return {"pos_embed", "cls_token"} | {
+            name for name, _ in self.named_parameters() if name.endswith(vectors)
+        }
 
     @unscripted
     def resize_position_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -154,7 +156,10 @@ class Vim(PretrainedMixin, PlainModel):
             resized = super().resize_position_tables({**state, "pos_embed": table})["pos_embed"]
             middle = (resized.shape[1] - 1) // 2
             token = resized[:, middle : middle + 1]
-            return {**state, "pos_embed": torch.cat([token, resized[:, :middle], resized[:, middle + 1 :]], 1)}
+            return {
+                **state,
+                "pos_embed": torch.cat([token, resized[:, :middle], resized[:, middle + 1 :]], 1),
+            }
         return super().resize_position_tables(state)
 
 
@@ -165,7 +170,8 @@ def _cfg(repo: str = "", file: str = "", **kwargs: Any) -> dict[str, Any]:
     return {
         "hf_hub_id": f"hustvl/{repo}" if repo else None,
         "hf_hub_filename": file or None,
-        "custom_load": "hf" if repo else False,  # published files carry pickled arguments, which only our reader takes safely
+        # published files carry pickled arguments, which only our reader takes safely
+        "custom_load": "hf" if repo else False,
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "fixed_input_size": True,

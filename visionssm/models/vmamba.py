@@ -129,7 +129,11 @@ class VMamba(PretrainedMixin, HierarchicalModel):
                     gate=gate,
                 )
                 rate = rates[i][j]
-                block = ScanMlpBlock(width, mixer, rate, mlp_ratio) if mlp_ratio else ScanBlock(width, mixer, rate)
+                block = (
+                    ScanMlpBlock(width, mixer, rate, mlp_ratio)
+                    if mlp_ratio
+                    else ScanBlock(width, mixer, rate)
+                )
                 blocks.append(block)
             stages.append(Stage(downsample(dims[i - 1], width) if i else nn.Identity(), blocks))
         super().__init__(
@@ -166,7 +170,8 @@ _RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download/"
 def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     return {
         "url": _RELEASES + file if file else "",
-        "custom_load": bool(file),  # published files carry pickled configs, which only our reader takes safely
+        # published files carry pickled configs, which only our reader takes safely
+        "custom_load": bool(file),
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
@@ -246,7 +251,9 @@ def vmamba_small_s2l15(pretrained: bool = False, **kwargs: Any) -> VMamba:
 @register("classification")
 def vmamba_base_s2l15(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """VMamba-B[s2l15]."""
-    return _create("vmamba_base_s2l15", pretrained, {"dim": 128, "depths": (2, 2, 15, 2), "ssm_ratio": 2.0}, kwargs)
+    return _create(
+        "vmamba_base_s2l15", pretrained, {"dim": 128, "depths": (2, 2, 15, 2), "ssm_ratio": 2.0}, kwargs
+    )
 
 
 @register("classification")
