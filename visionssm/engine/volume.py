@@ -148,9 +148,9 @@ class DeepSupervision(nn.Module):
     def __init__(self, net: nn.Module, levels: int, *, num_classes: int) -> None:
         super().__init__()
         channels = getattr(getattr(net, "decoder", None), "channels", ())
-        if not 1 <= levels < len(channels) - 1:
+        if not 1 <= levels < len(channels):
             raise UserError(
-                f"loss.deep={levels}: {type(net).__name__} has {max(len(channels) - 2, 0)} further decoder levels"
+                f"loss.deep={levels}: {type(net).__name__} has {max(len(channels) - 1, 0)} further decoder levels"
             )
         self.net = net
         self.heads = nn.ModuleList(
