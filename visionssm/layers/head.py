@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional  # TorchScript reads these
-
 import torch
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
@@ -46,12 +44,12 @@ class PooledHead(nn.Module):
     def _pool(self, pool_type: str) -> SelectAdaptivePool2d:
         if "cat" in pool_type:
             raise ValueError(f"global_pool must keep the number of channels, got {pool_type!r}")
-        return SelectAdaptivePool2d(pool_type=pool_type, flatten=True, input_fmt="NHWC")
+        return SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type), input_fmt="NHWC")
 
     def _linear(self, num_classes: int) -> nn.Module:
         return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-    def reset(self, num_classes: int, pool_type: Optional[str] = None) -> None:
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Replaces the linear layers by fresh ones.
 
         Args:

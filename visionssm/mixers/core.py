@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Optional  # TorchScript reads these
 
 import torch
+from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt
@@ -18,6 +19,27 @@ from visionssm.layers import init_A_log, init_dt
 from .functional import decay_rate, scan_routes
 
 __all__ = ["ScanCore"]
+
+
+@register_notrace_module
+class RoutedScan(nn.Module):
+    """The kernel, as a leaf of FX graphs wherever the mixer's code stands."""
+
+    def forward(
+        self,
+        u_BLKD: Tensor,
+        delta_BLKD: Tensor,
+        A_log_KDN: Tensor,
+        B_BLKN: Tensor,
+        C_BLKN: Tensor,
+        D_KD: Tensor,
+        bias_KD: Tensor,
+        order_KT: Optional[Tensor],
+        merge: str,
+    ) -> Tensor:
+        """See `scan_routes`. A, D and the bias are parameters in float32 and stay so under autocast; so is the kernel's state."""
+        A_KDN = decay_rate(A_log_KDN)
+        return scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, merge)
 
 
 class ScanCore(nn.Module):
@@ -33,6 +55,7 @@ class ScanCore(nn.Module):
     def __init__(self, *, routes: int, channels: int, d_state: int, dt_rank: int) -> None:
         super().__init__()
         self.dims = (dt_rank, d_state, d_state)
+        self.kernel = RoutedScan()
         self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), channels))
         self.dt_proj = nn.Parameter(torch.empty(routes, channels, dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(routes, channels))
@@ -66,6 +89,4 @@ class ScanCore(nn.Module):
             proj = torch.einsum("blkd,kcd->blkc", u_BLKD, self.x_proj)
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
         delta_BLKD = torch.einsum("blkr,kdr->blkd", dt_low, self.dt_proj)
-        # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
-        A_KDN = decay_rate(self.A_log)
-        return scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
+        return self.kernel(u_BLKD, delta_BLKD, self.A_log, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)

@@ -4,6 +4,7 @@ Paper: Multi-Scale VMamba, arXiv 2405.14174. Code: YuHengsss/MSVMamba@c394019 (n
 neither carries a licence.
 The generations differ in stem and downsampling, in the feed-forward's norm (before it, or after), in what the scan's norm
 sees and in how the half map is brought to full size.
+A graph that is exported for open sizes needs an example of more than 64 pixels a side: the last coarse map has 1 there.
 Differs from the published code: channels-last inside; each scan owns its parameters, which are stacked there.
 """
 
