@@ -67,26 +67,26 @@ def main() -> int:
         "--run", type=Path, default=ROOT / "runs" / "scan_benchmark_quick", help="folder of a run"
     )
     args = parser.parse_args()
-    results = args.run / "results.json"
-    if not results.is_file():
-        print(f"{results} is not there: run `make bench` first", file=sys.stderr)
-        return 1
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1:
-        print(f"README.md must hold {START} and {END} once each", file=sys.stderr)
-        return 1
     names = scans.list_scans(ndim=2)
     (ROOT / PICTURE).parent.mkdir(exist_ok=True)
     orders = [scans.create_scan(name) for name in names]
     draw_paths([path_entry(order, SIDE) for order in orders], columns=8).savefig(ROOT / PICTURE, dpi=110)
+    print(f"wrote {PICTURE} with {len(names)} orders")
+    results, readme = args.run / "results.json", ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if not results.is_file():
+        print(f"{results} is not there, so the table stays: run `make bench` first", file=sys.stderr)
+        return 1
+    if text.count(START) != 1 or text.count(END) != 1:
+        print(f"README.md must hold {START} and {END} once each", file=sys.stderr)
+        return 1
     before, rest = text.split(START)
-    lines = [f"![The first route of each order over 8 x 8 cells]({PICTURE.as_posix()})", ""]
+    lines = [f"![A route of each order over 8 x 8 cells]({PICTURE.as_posix()})", ""]
     lines += table(json.loads(results.read_text(encoding="utf-8")))
     readme.write_text(
         "\n".join([f"{before}{START}", "", *lines, "", END + rest.split(END)[1]]), encoding="utf-8"
     )
-    print(f"wrote {PICTURE} with {len(names)} orders and the table in README.md")
+    print("wrote the table in README.md")
     return 0
 
 

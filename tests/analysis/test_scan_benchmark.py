@@ -18,6 +18,7 @@ from visionssm.analysis.scan_benchmark.config import (
     DenseConfig,
     GeometryConfig,
     LearningConfig,
+    RecipeConfig,
 )
 from visionssm.analysis.scan_benchmark.cost import cost_cells, growth, peak_bytes
 from visionssm.analysis.scan_benchmark.geometry import (
@@ -254,6 +255,20 @@ def test_refuses_a_wrong_config(tree: dict[str, Any], message: str) -> None:
 def test_refuses_a_wrong_recipe_before_anything_is_trained() -> None:
     with pytest.raises(ConfigError, match="epochs"):
         learning_cells([create_scan("raster")], LearningConfig(classification={"run": {"epoch": 3}}))
+
+
+def test_recipes_of_a_user_are_tasks_of_their_own(tmp_path: Path) -> None:
+    demo = Path(__file__).parents[2] / "configs" / "restoration" / "demo_mambair_nano_x2.yaml"
+    own = (RecipeConfig(trainer="restoration", recipe=str(demo)),)
+    cells = learning_cells(
+        [create_scan("raster"), create_scan("hilbert")], LearningConfig(tasks=(), seeds=2, recipes=own)
+    )
+    assert [(cell.params["task"], cell.params["seed"]) for cell in cells] == [
+        (demo.stem, s) for s in (0, 0, 1, 1)
+    ]
+    wrong = RecipeConfig(trainer="classification", recipe=str(demo))
+    with pytest.raises(ConfigError, match="unknown key"):
+        learning_cells([create_scan("raster")], LearningConfig(tasks=(), recipes=(wrong,)))
 
 
 def test_cells_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

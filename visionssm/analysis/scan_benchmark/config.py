@@ -13,6 +13,7 @@ __all__ = [
     "DenseConfig",
     "GeometryConfig",
     "LearningConfig",
+    "RecipeConfig",
     "SeeingConfig",
     "Size",
 ]
@@ -117,6 +118,19 @@ class DenseConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """A user's own data, as a recipe of one of the trainers.
+
+    Args:
+        trainer: Which: tools/train_<trainer>.py takes the recipe.
+        recipe: YAML file; its model must take `scan`.
+    """
+
+    trainer: Literal["classification", "restoration"] = "classification"
+    recipe: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearningConfig:
     """The same small backbone trained with each order.
 
@@ -128,7 +142,7 @@ class LearningConfig:
         kwargs: Its further arguments.
         classification: Recipe of the embedded classification, as tools/train_classification.py takes it, without `run.output`,
             `run.seed` and `model`.
-        recipes: YAML recipes of a user's own data (classification); each is one more task, with its own model.
+        recipes: Of a user's own data; each is one more task, with its own model, named after its file.
         dense: Recipe of the other two tasks.
     """
 
@@ -142,7 +156,7 @@ class LearningConfig:
     model: str = "vmamba_nano"
     kwargs: dict[str, Any] = field(default_factory=dict)
     classification: dict[str, Any] = field(default_factory=dict)
-    recipes: tuple[str, ...] = ()
+    recipes: tuple[RecipeConfig, ...] = ()
     dense: DenseConfig = field(default_factory=DenseConfig)
 
     def __post_init__(self) -> None:

@@ -133,9 +133,9 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
         run()
         _wait(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.autograd.profiler.profile(profile_memory=True) as recorder:
+    recorder: Any = torch.autograd.profiler.profile(profile_memory=True)  # its stubs do not know the records
+    with recorder:
         run()
-    assert recorder.kineto_results is not None
     records = [event for event in recorder.kineto_results.events() if event.name() == "[memory]"]
     records.sort(key=lambda event: event.start_ns())
     return int(np.cumsum([0] + [event.nbytes() for event in records]).max())
@@ -163,7 +163,8 @@ def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         fit: dict[str, Any] = dict(zip(names, setting, strict=True))
         for what, figure in (("forward", "forward_s"), ("both", "both_s"), ("memory", "peak_bytes")):
-            line = linregress(np.log([p["tokens"] for p in points]), np.log([p[figure] for p in points]))
+            x, y = (np.log([point[name] for point in points]) for name in ("tokens", figure))
+            line: Any = linregress(x, y)  # scipy's stubs do not know what it returns
             fit[what] = float(line.slope)
             fit[f"{what}_error"] = float(line.stderr) if len(points) > 2 else None
             fit[f"{what}_factor"] = float(np.exp(line.intercept))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from visionssm.data.seeding import seed_of
 from visionssm.engine.checkpoint import find_checkpoint
 from visionssm.engine.classification import ClassificationConfig, train_classifier
 from visionssm.engine.config import build_config, read_recipe
+from visionssm.engine.restoration import RestorationConfig, train_restorer
 from visionssm.scans import ScanOrder
 
 from .cells import Cell
@@ -46,14 +47,17 @@ def learning_cells(scans: Sequence[ScanOrder], config: LearningConfig) -> list[C
             tasks.append({"task": task, "recipe": tree})
         else:
             tasks.append({"task": task, **shared, "dense": dataclasses.asdict(config.dense)})
-    for path in config.recipes:
-        tasks.append({"task": Path(path).stem, "recipe": read_recipe(path)})
+    for own in config.recipes:
+        tasks.append(
+            {"task": Path(own.recipe).stem, "trainer": own.trainer, "recipe": read_recipe(own.recipe)}
+        )
     names = [task["task"] for task in tasks]
     if len(set(names)) < len(names):
         raise UserError(f"learning: two tasks have one name: {', '.join(names)}")
     for task in tasks:
         if "recipe" in task:
-            build_config(ClassificationConfig, _recipe(task["recipe"], "raster", {}, 0, "unused"))
+            schema = _trainer(task).schema
+            build_config(schema, _recipe(task["recipe"], "raster", {}, 0, "unused"))
     return [
         Cell("learning", scan.key, {**task, "seed": seed})
         for task in tasks
@@ -65,7 +69,9 @@ def learning_cells(scans: Sequence[ScanOrder], config: LearningConfig) -> list[C
 def measure(scan: ScanOrder, params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trains once: score (the higher the better), metric, parameters, seconds."""
     start = time.perf_counter()
-    result = _classify(scan, params, folder) if "recipe" in params else _train_dense(scan, params, folder)
+    result = (
+        _train_by_recipe(scan, params, folder) if "recipe" in params else _train_dense(scan, params, folder)
+    )
     return {**result, "seconds": time.perf_counter() - start}
 
 
@@ -78,12 +84,35 @@ def _recipe(
     return {**tree, "model": model, "run": run}
 
 
-def _classify(scan: ScanOrder, params: dict[str, Any], folder: Path) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Trainer:
+    schema: type
+    train: Callable[..., dict[str, Any]]
+    score: str
+    metric: str
+
+
+TRAINERS = {
+    "classification": _Trainer(ClassificationConfig, train_classifier, "top1", "top-1"),
+    "restoration": _Trainer(RestorationConfig, train_restorer, "psnr", "PSNR, dB"),
+}
+
+
+def _trainer(params: dict[str, Any]) -> _Trainer:
+    return TRAINERS[params.get("trainer", "classification")]
+
+
+def _train_by_recipe(scan: ScanOrder, params: dict[str, Any], folder: Path) -> dict[str, Any]:
     options = {key: list(value) if isinstance(value, tuple) else value for key, value in scan.options.items()}
     tree = _recipe(params["recipe"], scan.name, options, params["seed"], str(folder / "run"))
     resume = "auto" if find_checkpoint(folder / "run" / "checkpoints", "auto") else "never"
-    metrics = train_classifier(build_config(ClassificationConfig, tree), resume=resume)
-    return {"score": metrics["scores"]["top1"], "metric": "top-1", "parameters": metrics["parameters"]}
+    trainer = _trainer(params)
+    metrics = trainer.train(build_config(trainer.schema, tree), resume=resume)
+    return {
+        "score": metrics["scores"][trainer.score],
+        "metric": trainer.metric,
+        "parameters": metrics["parameters"],
+    }
 
 
 class DenseModel(nn.Module):
@@ -101,7 +130,6 @@ class DenseModel(nn.Module):
         channels, self.stride = backbone.feature_info.channels(), backbone.feature_info.reduction()[0]
         self.reduce = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
         self.out = nn.Conv2d(width, outputs * self.stride**2, 3, padding=1)
-        nn.init.zeros_(self.out.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, outputs, H, W), sides that are multiples of the stride."""

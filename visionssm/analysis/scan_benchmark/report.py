@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def write_report(figures: dict[str, Any], folder: Path) -> Path:
 
 def report_page(figures: dict[str, Any]) -> str:
     """The page: markup, style, script and data in one text that loads nothing."""
-    page = resources.files(__package__) / "page"
+    page = Path(__file__).parent / "page"
     parts = {name: (page / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
     data = {**figures, "summary": summarise(figures), "photo": _photo() if figures["seeing"] else None}
     # a "</script>" inside a string would end the element; these escapes are the same string to JSON

@@ -138,7 +138,10 @@ class Denoising:
     def __init__(self, config: DenseConfig) -> None:
         self.size, self.noise = config.size, config.noise / 255
         if config.photos is None:
-            self.photos = {"train": load_photos(TRAIN_PHOTOS), "test": load_photos(TEST_PHOTOS)}
+            self.photos: dict[str, list[Tensor]] = {
+                "train": load_photos(TRAIN_PHOTOS),
+                "test": load_photos(TEST_PHOTOS),
+            }
         else:
             self.photos = dict(zip(("train", "test"), user_photos(config.photos), strict=True))
 
