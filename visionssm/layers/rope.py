@@ -10,6 +10,7 @@ from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from .plain import _is_open, resize_positions
+from .typing import unscripted
 
 __all__ = ["GridRope", "rope_tables"]
 
@@ -62,7 +63,7 @@ class GridRope(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    @torch.jit.ignore
+    @unscripted
     def set_grid(self, grid: tuple[int, int]) -> None:
         """Makes the tables anew for another grid."""
         self.grid = grid

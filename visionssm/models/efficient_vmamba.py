@@ -44,7 +44,10 @@ class DualBlock(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.mixer = mixer
         self.conv_branch = nn.Sequential(
-            nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.BatchNorm2d(dim), nn.GELU(), nn.Conv2d(dim, dim, 1)
+            nn.Conv2d(dim, dim, 3, padding=1, groups=dim),
+            nn.BatchNorm2d(dim),
+            nn.GELU(),
+            nn.Conv2d(dim, dim, 1),
         )
         self.merge = GatedMerge(dim)
         self.drop_path = DropPath(drop_path)
@@ -189,7 +192,9 @@ default_cfgs = generate_default_cfgs(
         "efficient_vmamba_tiny.in1k": _cfg(),
         "efficient_vmamba_small.in1k": _cfg(),
         "efficient_vmamba_base.in1k": _cfg(),
-        "efficient_vmamba_nano.untrained": _cfg(license="apache-2.0", input_size=(3, 64, 64), pool_size=(2, 2)),
+        "efficient_vmamba_nano.untrained": _cfg(
+            license="apache-2.0", input_size=(3, 64, 64), pool_size=(2, 2)
+        ),
     }
 )
 
@@ -200,7 +205,9 @@ _BY_HAND = {
 }
 
 
-def _create(variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]) -> EfficientVMamba:
+def _create(
+    variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]
+) -> EfficientVMamba:
     if pretrained:
         require_file(variant, _BY_HAND, options)
     return build_model_with_cfg(

@@ -208,7 +208,8 @@ class GroupMamba(PretrainedMixin, HierarchicalModel):
         stages = []
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             blocks: list[nn.Module] = [
-                GroupMambaBlock(dims[i], scan=next(scans), drop_path=rate, mlp_ratio=mlp_ratios[i]) for rate in rates
+                GroupMambaBlock(dims[i], scan=next(scans), drop_path=rate, mlp_ratio=mlp_ratios[i])
+                for rate in rates
             ]
             if i < last:
                 blocks.append(nn.LayerNorm(dims[i], eps=1e-6))
@@ -224,7 +225,9 @@ class GroupMamba(PretrainedMixin, HierarchicalModel):
             strides=tuple(4 * 2**i for i in range(len(depths))),
             norm=nn.Identity(),  # the class block reads the last map as it is
             drop_rate=drop_rate,
-            head=PooledHead(dims[last], num_classes, global_pool, neck=neck, drop_rate=drop_rate, distilled=True),
+            head=PooledHead(
+                dims[last], num_classes, global_pool, neck=neck, drop_rate=drop_rate, distilled=True
+            ),
         )
         self.apply(_init_weights)
 
@@ -325,5 +328,10 @@ def group_mamba_base(pretrained: bool = False, **kwargs: Any) -> GroupMamba:
 @register("classification")
 def group_mamba_nano(pretrained: bool = False, **kwargs: Any) -> GroupMamba:
     """A small GroupMamba of our own for small images and tests, about 1 M parameters."""
-    defaults = {"stem_dim": 16, "dims": (24, 48, 100, 136), "depths": (1, 1, 2, 1), "mlp_ratios": (4.0, 4.0, 4.0, 2.0)}
+    defaults = {
+        "stem_dim": 16,
+        "dims": (24, 48, 100, 136),
+        "depths": (1, 1, 2, 1),
+        "mlp_ratios": (4.0, 4.0, 4.0, 2.0),
+    }
     return _create("group_mamba_nano", pretrained, defaults, kwargs)

@@ -14,13 +14,14 @@ import math
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.local_vim import LAYOUT
 from visionssm.layers import GridRope, PatchEmbed, PlainModel
+from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import GatedMerge, SearchMerge, SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.scans import RouteTable, ScanOrder, WithSlots, published_unscan, with_slots, with_token
@@ -114,7 +115,7 @@ class LocalVim(PretrainedMixin, PlainModel):
 
         patch_embed = PatchEmbed(in_chans, dim, patch_size=patch_size, stride=patch_size, pad=True)
         side = (img_size, img_size) if isinstance(img_size, int) else img_size
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        (rates,) = drop_path_rates(drop_path_rate, (depth,))
         blocks: list[nn.Module] = []
         for rate, patches in zip(rates, layer_scans(scan, depth), strict=True):
             order = with_slots(tokens(patches))
@@ -153,6 +154,7 @@ class LocalVim(PretrainedMixin, PlainModel):
         self.apply(_init_linear)
         for block in self.blocks:
             mixer = block.mixer
+            assert isinstance(mixer, SequenceScan)
             # the published code draws the dt projection anew as any linear layer, so that Mamba's step sizes are lost
             trunc_normal_(mixer.x_proj, std=0.02)
             trunc_normal_(mixer.dt_proj, std=0.02)
@@ -161,7 +163,7 @@ class LocalVim(PretrainedMixin, PlainModel):
             with torch.no_grad():
                 mixer.out_proj.weight.div_(math.sqrt(len(self.blocks)))
 
-    @torch.jit.ignore
+    @unscripted
     def no_weight_decay(self) -> set[str]:
         """What the published training leaves out: tables, biases and D, all of which are vectors there. A_log is decayed."""
         vectors = (".D", ".dt_bias", ".conv_bias")
@@ -169,12 +171,12 @@ class LocalVim(PretrainedMixin, PlainModel):
             name for name, _ in self.named_parameters() if name.endswith(vectors)
         }
 
-    @torch.jit.ignore
+    @unscripted
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Makes the position tables for another image size: the learned one is resized, the fixed ones are computed."""
         super().set_input_size(img_size)
         if isinstance(self.prepare, GridRope):
-            self.prepare.set_grid(self.grid_size)
+            self.prepare.set_grid(self.grid_size)  # pyright: ignore[reportCallIssue]
 
 
 def _init_linear(module: nn.Module) -> None:

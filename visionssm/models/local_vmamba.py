@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
-from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.local_vmamba import LAYOUT
 from visionssm.layers import HierarchicalModel, PatchMerging, PatchStem, Stage
+from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import GatedMerge, ImageScan, SearchMerge
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.scans import ScanOrder, published_unscan
@@ -107,7 +107,7 @@ class LocalVMamba(PretrainedMixin, HierarchicalModel):
 
         dims = tuple(dim * 2**i for i in range(len(depths)))
         orders = iter(layer_scans(scan, sum(depths)))
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates = drop_path_rates(drop_path_rate, depths)
         stages = []
         for i, width in enumerate(dims):
             blocks: list[nn.Module] = [
@@ -127,7 +127,7 @@ class LocalVMamba(PretrainedMixin, HierarchicalModel):
         )
         self.apply(_init_linear)
 
-    @torch.jit.ignore
+    @unscripted
     def no_weight_decay(self) -> set[str]:
         """What the published training leaves out besides vectors: D. (A_log and the dt bias are decayed there.)"""
         return {name for name, _ in self.named_parameters() if name.endswith(".D")}

@@ -112,7 +112,9 @@ class MambaND(PretrainedMixin, HierarchicalModel):
             in_chans=in_chans,
             num_classes=num_classes,
             global_pool=global_pool,
-            stem=PositionStem(in_chans, dim, patch_size=patch_size, img_size=img_size, drop_rate=pos_drop_rate),
+            stem=PositionStem(
+                in_chans, dim, patch_size=patch_size, img_size=img_size, drop_rate=pos_drop_rate
+            ),
             stages=stages,
             dims=(dim,) * depth,
             strides=tuple(strides),
@@ -132,13 +134,19 @@ class MambaND(PretrainedMixin, HierarchicalModel):
         if self.stem.grid_size != old:
             with torch.no_grad():
                 table = resize_positions(self.stem.pos_embed, old, self.stem.grid_size)
-            self.stem.pos_embed = nn.Parameter(table.to(self.stem.pos_embed.dtype), self.stem.pos_embed.requires_grad)
+            self.stem.pos_embed = nn.Parameter(
+                table.to(self.stem.pos_embed.dtype), self.stem.pos_embed.requires_grad
+            )
 
     @unscripted
     def resize_position_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's position embedding for this model's grid; checkpoints of square images only."""
         table = state.get("stem.pos_embed")
-        if table is None or table.shape == self.stem.pos_embed.shape or math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
+        if (
+            table is None
+            or table.shape == self.stem.pos_embed.shape
+            or math.isqrt(table.shape[1]) ** 2 != table.shape[1]
+        ):
             return state  # as it is, or not a square: the strict check after this names the key
         side = math.isqrt(table.shape[1])
         resized = resize_positions(table, (side, side), self.stem.grid_size)
@@ -158,7 +166,9 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     return {
         "hf_hub_id": "jacklishufan/Mamba-ND" if file else None,
         "hf_hub_filename": file or None,
-        "custom_load": "hf" if file else False,  # published files carry more than tensors, which only our reader takes safely
+        "custom_load": "hf"
+        if file
+        else False,  # published files carry more than tensors, which only our reader takes safely
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "fixed_input_size": True,

@@ -182,7 +182,9 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     return {
         "hf_hub_id": "YuhengSSS/MSVMamba" if file else None,
         "hf_hub_filename": file or None,
-        "custom_load": "hf" if file else False,  # published files carry pickled configs, which only our reader takes safely
+        "custom_load": "hf"
+        if file
+        else False,  # published files carry pickled configs, which only our reader takes safely
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),

@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, Tuple  # noqa: UP035  (TorchScript reads these)
 
-import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.plain_mamba import LAYOUT
 from visionssm.layers import PlainModel
+from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import DirectionScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 
@@ -47,7 +47,7 @@ class ConvPatchEmbed(nn.Module):
         self.convs = nn.Sequential(*layers)
         self.proj = nn.Conv2d(64, dim, 8, stride=8)
 
-    @torch.jit.ignore
+    @unscripted
     def grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:  # noqa: UP006
         """Patches along (H, W) for an image of `img_size`: a last patch may be padded."""
         return math.ceil(math.ceil(img_size[0] / 2) / 8), math.ceil(math.ceil(img_size[1] / 2) / 8)
@@ -143,7 +143,7 @@ class PlainMamba(PretrainedMixin, PlainModel):
     ) -> None:
         if not set(local_blocks) <= set(range(depth)):
             raise ValueError(f"local_blocks must lie in 0..{depth - 1}, got {local_blocks}")
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        (rates,) = drop_path_rates(drop_path_rate, (depth,))
         blocks: list[nn.Module] = []
         for i, (rate, order) in enumerate(zip(rates, layer_scans(scan, depth), strict=True)):
             mixer = DirectionScan(
@@ -169,7 +169,7 @@ class PlainMamba(PretrainedMixin, PlainModel):
         if isinstance(self.head, nn.Linear):
             nn.init.normal_(self.head.weight, std=0.01)
 
-    @torch.jit.ignore
+    @unscripted
     def no_weight_decay(self) -> set[str]:
         """What the published training leaves out besides norms and biases: positions, directions, A_log and D."""
         kept = (".A_log", ".D", ".direction_B")

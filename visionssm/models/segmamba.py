@@ -20,11 +20,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.models import checkpoint_seq, generate_default_cfgs
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin
 from visionssm.checkpoints.segmamba import LAYOUT
+from visionssm.layers.typing import checkpointed, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.scans import RouteTable, ScanOrder, create_scan
@@ -122,7 +123,14 @@ class Stage(nn.Module):
     """
 
     def __init__(
-        self, in_chans: int, dim: int, *, first: bool, scans: Sequence[ScanOrder], d_state: int, spatial_dims: int
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        first: bool,
+        scans: Sequence[ScanOrder],
+        d_state: int,
+        spatial_dims: int,
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
@@ -136,7 +144,9 @@ class Stage(nn.Module):
         """(B, in_chans, *S) -> (B, dim, *S/2)."""
         x = self.gated_conv(self.downsample(self.norm(x)))
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
+            for block in self.blocks:
+                x = checkpointed(block, x)
+            return x
         return self.blocks(x)
 
 
@@ -293,18 +303,19 @@ class SegMamba(PretrainedMixin, nn.Module):
         self.decoder = ResidualDecoder(in_chans=in_chans, dims=dims, spatial_dims=spatial_dims)
         self.head = _CONVS[spatial_dims](dims[0], num_classes, 1)
 
-    @torch.jit.ignore
+    @unscripted
     def no_weight_decay(self) -> set[str]:
         """Nothing: the published training decays everything."""
         return set()
 
-    @torch.jit.ignore
+    @unscripted
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory: scan blocks are run again in the backward pass."""
         for stage in self.encoder.stages:
+            assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
+    @unscripted
     def check_input(self, shape: Sequence[int]) -> None:
         """Raises ValueError unless an input of `shape`, (B, in_chans, *S), can be segmented."""
         if len(shape) != self.spatial_dims + 2 or shape[1] != self.in_chans:
@@ -313,7 +324,9 @@ class SegMamba(PretrainedMixin, nn.Module):
         size = tuple(shape[2:])
         whole = all(side % self.stride == 0 for side in size)
         grids = [math.prod(side >> i + 1 for side in size) for i in range(len(self.slices))]
-        cut = whole and all(grid % count == 0 for grid, count in zip(grids, self.slices, strict=True) if count)
+        cut = whole and all(
+            grid % count == 0 for grid, count in zip(grids, self.slices, strict=True) if count
+        )
         if not self.any_size and not cut:
             factors = "".join(f"({axis}/{self.stride})" for axis in "DHW"[-len(size) :])
             raise ValueError(
@@ -373,8 +386,18 @@ _PAPER = {"paper_name": "SegMamba: Long-range Sequential Modeling Mamba For 3D M
           "paper_ids": "arXiv:2401.13560", "origin_url": "https://github.com/ge-xing/SegMamba"}  # fmt: skip
 default_cfgs = generate_default_cfgs(
     {
-        "segmamba_brats2023.untrained": {"num_classes": 4, "input_size": (4, 128, 128, 128), "classifier": "head", **_PAPER},
-        "segmamba_nano.untrained": {"num_classes": 2, "input_size": (1, 64, 64, 64), "classifier": "head", **_PAPER},
+        "segmamba_brats2023.untrained": {
+            "num_classes": 4,
+            "input_size": (4, 128, 128, 128),
+            "classifier": "head",
+            **_PAPER,
+        },
+        "segmamba_nano.untrained": {
+            "num_classes": 2,
+            "input_size": (1, 64, 64, 64),
+            "classifier": "head",
+            **_PAPER,
+        },
     }
 )
 
@@ -394,5 +417,12 @@ def segmamba_brats2023(pretrained: bool = False, **kwargs: Any) -> SegMamba:
 @register("volume")
 def segmamba_nano(pretrained: bool = False, **kwargs: Any) -> SegMamba:
     """A small SegMamba of our own for tests and demonstrations, about 0.5 M parameters, any size."""
-    defaults = {"in_chans": 1, "num_classes": 2, "dims": (8, 16, 32), "depths": (1, 1, 1), "d_state": 8, "slices": "planes"}
+    defaults = {
+        "in_chans": 1,
+        "num_classes": 2,
+        "dims": (8, 16, 32),
+        "depths": (1, 1, 1),
+        "d_state": 8,
+        "slices": "planes",
+    }
     return _create("segmamba_nano", pretrained, defaults, kwargs)

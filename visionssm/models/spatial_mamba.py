@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, Mlp, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.spatial_mamba import LAYOUT
 from visionssm.layers import HierarchicalModel, Stage
+from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import StateFusion
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 
@@ -142,7 +143,7 @@ class SpatialMamba(PretrainedMixin, HierarchicalModel):
     ) -> None:
         dims = tuple(dim * 2**i for i in range(len(depths)))
         scans = iter(layer_scans(scan, sum(depths)))
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates = drop_path_rates(drop_path_rate, depths)
         stages = []
         for i, width in enumerate(dims):
             blocks: list[nn.Module] = []
@@ -163,7 +164,7 @@ class SpatialMamba(PretrainedMixin, HierarchicalModel):
         )
         self.apply(_init_linear)
 
-    @torch.jit.ignore
+    @unscripted
     def no_weight_decay(self) -> set[str]:
         """What the published training leaves out besides other vectors: D. (A_log and the fusion kernels are decayed there.)"""
         return {name for name, _ in self.named_parameters() if name.endswith(".D")}
