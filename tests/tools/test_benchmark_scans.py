@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "tests" / "analysis" / "example_order.py"
-ORDERS = ["raster", "cross", "hilbert", "outside_in"]
+ORDERS = ["raster", "cross", "outside_in"]
 GRID = """
 output: {output}
 workers: 1
@@ -98,12 +99,19 @@ def test_resumed_without_work(folder: Path) -> None:
         (["--quick", "learning.seed=3"], "unknown key learning.seed; did you mean"),
     ],
 )
-def test_errors_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
-    run = benchmark(tmp_path, *arguments)
-    assert run.returncode == 1
-    assert run.stderr.startswith("error: ")
-    assert message in run.stderr
-    assert "Traceback" not in run.stderr
+def test_errors_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["benchmark_scans.py", *arguments])
+    main = runpy.run_path(str(ROOT / "tools" / "benchmark_scans.py"))["main"]
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert str(stopped.value).startswith("error: ")
+    assert message in str(stopped.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 # The report in Chromium

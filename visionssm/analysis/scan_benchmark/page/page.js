@@ -386,7 +386,7 @@
         mark.append(svg("title", { text: `${row.order}: ${digits(row.mean, places(row.metric))} \u00b1 ${digits(row.std, places(row.metric))}` }));
         image.append(mark);
       });
-      image.append(svg("text", { class: "strong", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle", text: `${rows[0].metric}: mean, standard deviation, each seed; dashed: ${data.baseline}` }));
+      image.append(svg("text", { class: "strong", x: width / 2, y: height - 6, "text-anchor": "middle", text: narrow ? `${rows[0].metric}; dashed: ${data.baseline}` : `${rows[0].metric}: mean, standard deviation, each seed; dashed: ${data.baseline}` }));
       host.replaceChildren(image);
     };
     const tableHost = el("div");
