@@ -11,7 +11,7 @@ from visionssm.data.volumes import write_generated
 
 pytest.importorskip("ignite")
 
-from monai.bundle import ConfigWorkflow  # noqa: E402
+from monai.bundle import ConfigWorkflow
 
 CONFIGS = Path(__file__).parents[2] / "configs/volume/segmamba_bundle/configs"
 
