@@ -41,6 +41,7 @@ from .simd import (
     load_f32_part,
     load_float,
     mul,
+    prefetch,
     restore_float_mode,
     sigmoid,
     softplus,
@@ -113,23 +114,38 @@ def _tasks(problem):
     return problem.batch * problem.blocks * (problem.routes if problem.split else 1)
 
 
+class Coming(NamedTuple):
+    """The rows of the next tile: asked for one by one between arithmetic, so that they arrive while it lasts."""
+
+    source: int
+    stride: int
+    vector: int  # bytes
+
+
 @compiled
-def _time_steps(dt, bias, width, steps, with_softplus):
+def _coming(rows, b, k, channel):
+    return Coming(address(rows, b, k, channel), rows.l, LANES * rows.size)
+
+
+@compiled
+def _time_steps(dt, bias, width, steps, with_softplus, following, coming):
     """delta -> dt, in place."""
     for v in range(width):
         shift = load(bias + v * LANES_BYTES)
         for t in range(steps):
+            prefetch(coming.source + following[t] * coming.stride + v * coming.vector)
             at = dt + (t * width + v) * LANES_BYTES
             value = add(load(at), shift)
             store(softplus(value) if with_softplus else value, at)
 
 
 @compiled
-def _time_steps_and_slopes(dt, slope, bias, width, steps, with_softplus):
+def _time_steps_and_slopes(dt, slope, bias, width, steps, with_softplus, following, coming):
     """delta -> dt, in place, and its derivative."""
     for v in range(width):
         shift = load(bias + v * LANES_BYTES)
         for t in range(steps):
+            prefetch(coming.source + following[t] * coming.stride + v * coming.vector)
             at = (t * width + v) * LANES_BYTES
             value = add(load(dt + at), shift)
             store(softplus(value) if with_softplus else value, dt + at)
@@ -137,11 +153,12 @@ def _time_steps_and_slopes(dt, slope, bias, width, steps, with_softplus):
 
 
 @compiled
-def _inputs_and_skip(x, dt, y, skip, width, steps):
+def _inputs_and_skip(x, dt, y, skip, width, steps, following, coming):
     """u -> x = dt * u, in place, and y = D * u."""
     for v in range(width):
         weight = load(skip + v * LANES_BYTES)
         for t in range(steps):
+            prefetch(coming.source + following[t] * coming.stride + v * coming.vector)
             at = (t * width + v) * LANES_BYTES
             u = load(x + at)
             store(mul(u, weight), y + at)
@@ -194,12 +211,13 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
         steps_of(positions, order, p.order_t, start, steps)
         coming = following[: max(min(T - start - CHUNK, CHUNK), 0)]
         steps_of(coming, order, p.order_t, start + CHUNK, len(coming))
-        gather(x, width, address(job.u, b, k, channel), job.u.l, job.u.kind, positions, steps, channels, coming)
-        gather(dt, width, address(job.delta, b, k, channel), job.delta.l, job.delta.kind, positions, steps, channels, coming)
+        next_u, next_delta = _coming(job.u, b, k, channel), _coming(job.delta, b, k, channel)
+        gather(x, width, next_u.source, job.u.l, job.u.kind, positions, steps, channels, positions[:0])
+        gather(dt, width, next_delta.source, job.delta.l, job.delta.kind, positions, steps, channels, positions[:0])
         gather(b_rows, n_vectors, address(job.B, b, k, 0), job.B.l, job.B.kind, positions, steps, N, coming)
         gather(c_rows, n_vectors, address(job.C, b, k, 0), job.C.l, job.C.kind, positions, steps, N, coming)
-        _time_steps(dt, bias, width, steps, p.softplus)
-        _inputs_and_skip(x, dt, y, skip, width, steps)
+        _time_steps(dt, bias, width, steps, p.softplus, following, next_delta)
+        _inputs_and_skip(x, dt, y, skip, width, steps, following, next_u)
         for v in range(width):
             xv, dtv, yv = x + v * LANES_BYTES, dt + v * LANES_BYTES, y + v * LANES_BYTES
             n = 0
@@ -247,7 +265,7 @@ def forward(job, states):
     size = (3 * row + 2 * pitch + 4 * LANES_BYTES) * CHUNK + (2 * p.states + 2) * row + 10 * _PAD
     memory = np.empty(size + 64, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64
-    positions, following = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
+    positions, following = np.zeros(CHUNK, np.int64), np.zeros(CHUNK, np.int64)
     total = _tasks(p)
     task = atomic_next(p.counter)
     while task < total:
@@ -283,10 +301,12 @@ def _finish_gradients(u, dt, dy, slope, dx, ddt, skip, dskip, dbias, width, step
 
 
 @compiled
-def _multiply(x, u, dt, vectors):
-    for i in range(vectors):
-        at = i * LANES_BYTES
-        store(mul(load(u + at), load(dt + at)), x + at)
+def _multiply(x, u, dt, width, steps, following, coming):
+    for t in range(steps):
+        for v in range(width):
+            prefetch(coming.source + following[t] * coming.stride + v * coming.vector)
+            at = (t * width + v) * LANES_BYTES
+            store(mul(load(u + at), load(dt + at)), x + at)
 
 
 @compiled
@@ -343,16 +363,17 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         steps_of(positions, order, p.order_t, start, steps)
         coming = following[: CHUNK if chunk > 0 else 0]
         steps_of(coming, order, p.order_t, start - CHUNK, len(coming))
-        gather(u, width, address(job.u, b, k, channel), job.u.l, job.u.kind, positions, steps, channels, coming)
-        gather(dt, width, address(job.delta, b, k, channel), job.delta.l, job.delta.kind, positions, steps, channels, coming)
+        next_u, next_delta = _coming(job.u, b, k, channel), _coming(job.delta, b, k, channel)
+        gather(u, width, next_u.source, job.u.l, job.u.kind, positions, steps, channels, positions[:0])
+        gather(dt, width, next_delta.source, job.delta.l, job.delta.kind, positions, steps, channels, positions[:0])
         gather(dy, width, address(job.dy, b, k, channel), job.dy.l, job.dy.kind, positions, steps, channels, coming)
         gather(b_rows, n_vectors, address(job.B, b, k, 0), job.B.l, job.B.kind, positions, steps, N, coming)
         gather(c_rows, n_vectors, address(job.C, b, k, 0), job.C.l, job.C.kind, positions, steps, N, coming)
         if p.softplus:
-            _time_steps_and_slopes(dt, slope, bias, width, steps, True)
+            _time_steps_and_slopes(dt, slope, bias, width, steps, True, following, next_delta)
         else:
-            _time_steps(dt, bias, width, steps, False)
-        _multiply(x, u, dt, steps * width)
+            _time_steps(dt, bias, width, steps, False, following, next_delta)
+        _multiply(x, u, dt, width, steps, following, next_u)
         zero(dx, steps * width)
         zero(ddt, steps * width)
         zero(db_rows, steps * n_vectors)
@@ -439,7 +460,7 @@ def backward(job, grad_states):
     size = (7 * row + 4 * pitch + 12 * LANES_BYTES) * CHUNK + (5 * p.states + 4) * row + 4 * LANES_BYTES + 20 * _PAD
     memory = np.empty(size + 64, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64
-    positions, following = np.empty(CHUNK, np.int64), np.empty(CHUNK, np.int64)
+    positions, following = np.zeros(CHUNK, np.int64), np.zeros(CHUNK, np.int64)
     total = _tasks(p)
     task = atomic_next(p.counter)
     while task < total:
