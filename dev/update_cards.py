@@ -145,14 +145,19 @@ def _figures(name: str, counted: dict[str, Any]) -> list[str]:
         f"| MACs at {size_text(counted['input_size'])} | {billions(counted['macs'])} | - |",
     ]
     one_route = counted["macs_one_route"] + counted["scan_short"]
-    for convention, value in (("papers", papers), ("one route", one_route)):
+    no_scan = counted["macs"] + counted["norms"]
+    for convention, value in (("papers", papers), ("one route", one_route), ("no scan", no_scan)):
         published = reported.flops if reported and reported.flops and reported.counted == convention else None
         if convention == "papers" or published:
-            what = "FLOPs" if convention == "papers" else "FLOPs, one route's projections"
+            what = {
+                "papers": "FLOPs",
+                "one route": "FLOPs, one route's projections",
+                "no scan": "FLOPs, no scan",
+            }[convention]
             lines.append(f"| {what} | {billions(value)} | {published or '-'} |")
     lines += ["", f"MACs: {CONVENTIONS['macs']}. FLOPs: {CONVENTIONS['papers']}."]
-    if reported and reported.counted == "one route":
-        lines.append(f"The published FLOPs are counted otherwise: {CONVENTIONS['one route']}.")
+    if reported and reported.counted != "papers":
+        lines.append(f"The published FLOPs are counted otherwise: {CONVENTIONS[reported.counted]}.")
     if reported and reported.flops_differ:
         lines.append(f"The published FLOPs are not ours: {reported.flops_differ}.")
     if reported and reported.params_counted != "model":

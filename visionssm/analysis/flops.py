@@ -31,6 +31,7 @@ __all__ = ["CONVENTIONS", "Operations", "count_operations", "count_parameters"]
 CONVENTIONS = {
     "macs": "multiply-adds of matrix products and convolutions, without the scan",
     "papers": "MACs + 9 B L D N + B L D per route of a scan + 5 per element of a layer norm, 2 of a batch norm",
+    "no scan": "MACs + 5 per element of a layer norm, 2 of a batch norm; the scan is left out",
     "one route": "one route's convolutions and projections + (5 N + 2) B L D per route of a scan",
 }
 _aten, _ours = torch.ops.aten, torch.ops.visionssm
@@ -61,7 +62,9 @@ class Operations:
 
     def by(self, convention: FlopConvention) -> int:
         """The count that was used for a published figure."""
-        return self.papers if convention == "papers" else self.macs_one_route + self.scan_short
+        if convention == "one route":
+            return self.macs_one_route + self.scan_short
+        return self.papers if convention == "papers" else self.macs + self.norms
 
     def to_dict(self) -> dict[str, int]:
         """As numbers by name."""

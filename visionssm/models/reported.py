@@ -12,7 +12,7 @@ from typing import Literal
 
 __all__ = ["REPORTED", "FlopConvention", "ParamConvention", "Reported"]
 
-FlopConvention = Literal["papers", "one route"]
+FlopConvention = Literal["papers", "one route", "no scan"]
 ParamConvention = Literal["model", "backbone, cut off"]
 
 
@@ -52,6 +52,10 @@ _LOCAL = "hunto/LocalMamba@75e5d1f README"
 _VIM = "hustvl/Vim@dd0358a README"
 _VIM_FLOPS = "the authors print no FLOPs"
 _PLAIN = "ChenhongyiYang/PlainMamba@0975a1d README"
+_EFFICIENT = "TerryPei/EfficientVMamba@0bc5ee2 README"
+_GROUP = "Amshaker/GroupMamba@c1800ed README"
+_ND = "jacklishufan/Mamba-ND@4f70284 README"
+_NO_FLOPS = "the repository prints no FLOPs"
 _SPATIAL = "EdwardChasel/Spatial-Mamba@71221eb README"
 _DRIVE = "Google Drive only, which a program cannot fetch from: download the file by hand"
 _EMA = "accuracy of the averaged weights (model_ema), which are the ones that load"
@@ -129,6 +133,14 @@ REPORTED: dict[str, Reported] = {
     "spatial_mamba_tiny": _spatial(83.5, "27M", "4.5G", 0.2),
     "spatial_mamba_small": _spatial(84.6, "43M", "7.1G", 0.3),
     "spatial_mamba_base": _spatial(85.3, "96M", "15.8G", 0.5),
+    "efficient_vmamba_tiny": Reported(source=_EFFICIENT, top1=76.5, drop_path=0.1, params="6.494M", flops="0.8G", counted="no scan"),
+    "efficient_vmamba_small": Reported(source=_EFFICIENT, top1=78.7, drop_path=0.1, params="11.274M", flops="1.3G", counted="no scan"),
+    "efficient_vmamba_base": Reported(source=_EFFICIENT, top1=81.8, drop_path=0.1, params="33.717M", flops="4.0G", counted="no scan"),
+    "group_mamba_tiny": Reported(source=_GROUP, top1=83.3, drop_path=0.05, note=_NO_FLOPS),
+    "group_mamba_small": Reported(source=_GROUP, top1=83.9, drop_path=0.05, note=_NO_FLOPS),
+    "group_mamba_base": Reported(source=_GROUP, top1=84.5, drop_path=0.05, note=_NO_FLOPS),
+    "mamba_nd_2d_small": Reported(source=_ND, top1=81.7, drop_path=0.1, note=_NO_FLOPS),
+    "mamba_nd_2d_base": Reported(source=_ND, top1=83.0, drop_path=0.1, note=_NO_FLOPS),
     "msvmamba_nano": _msvmamba(77.3, "0.9G", 0.2),
     "msvmamba_micro": _msvmamba(79.8, "1.5G", 0.2),
     "msvmamba_tiny": _msvmamba(82.8, "4.6G", 0.2),
