@@ -6,6 +6,9 @@ JSON lists, and volumes made by MONAI's generator. An image may be a NIfTI file 
 Legend: C channels (modalities), S = (X, Y, Z) sizes.
 """
 
+# MONAI types what it returns as arrays or tensors of any kind.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import gzip
@@ -116,10 +119,16 @@ class VolumeDataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if sorted(re.sub("[LR]", "x", re.sub("[AP]", "y", re.sub("[SI]", "z", self.axcodes)))) != ["x", "y", "z"]:
+        if sorted(re.sub("[LR]", "x", re.sub("[AP]", "y", re.sub("[SI]", "z", self.axcodes)))) != [
+            "x",
+            "y",
+            "z",
+        ]:
             raise DataError(f"data.axcodes={self.axcodes!r} must name one of LR, one of AP and one of SI")
         if not 0 < self.validation < 1 or not 0 <= self.test < 1 - self.validation:
-            raise DataError(f"data.validation={self.validation} and data.test={self.test} must leave cases to train on")
+            raise DataError(
+                f"data.validation={self.validation} and data.test={self.test} must leave cases to train on"
+            )
         for name, values in self.regions.items():
             if not values or not set(values) <= set(range(len(self.classes))):
                 raise DataError(f"data.regions.{name}={values} must name labels 0 to {len(self.classes) - 1}")
@@ -198,8 +207,12 @@ def _brats_cases(path: Path, channels: Sequence[str]) -> list[Case]:
             if len(found) != 1:
                 what = "is missing" if not found else "is there more than once"
                 there = ", ".join(sorted(files))
-                raise DataError(f"case {folder.name}: {end} ({folder.name}-{end}.nii.gz) {what}; the folder has {there}")
-        cases.append(Case(name=folder.name, images=tuple(ends[end][0] for end in channels), label=ends["seg"][0]))
+                raise DataError(
+                    f"case {folder.name}: {end} ({folder.name}-{end}.nii.gz) {what}; the folder has {there}"
+                )
+        cases.append(
+            Case(name=folder.name, images=tuple(ends[end][0] for end in channels), label=ends["seg"][0])
+        )
     return cases
 
 
@@ -225,7 +238,9 @@ def _listed_cases(path: Path) -> list[Case]:
                 )
             )
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{file} is not a list {{"training": [{{"image": ..., "label": ...}}]}}: {error!r}') from error
+        raise DataError(
+            f'{file} is not a list {{"training": [{{"image": ..., "label": ...}}]}}: {error!r}'
+        ) from error
     return cases
 
 
@@ -238,17 +253,23 @@ def input_cases(inputs: Sequence[str], channels: Sequence[str]) -> list[Case]:
     cases = []
     for entry in inputs:
         path = Path(entry).expanduser()
-        files = sorted(str(file) for file in path.iterdir() if file.name.endswith(NIFTI)) if path.is_dir() else []
+        files = (
+            sorted(str(file) for file in path.iterdir() if file.name.endswith(NIFTI)) if path.is_dir() else []
+        )
         if not path.exists():
             raise DataError(f"no such volume: {entry}")
         if files and len(channels) > 1:
             ends = [[file for file in files if _ends_in(file, channel)] for channel in channels]
             for channel, found in zip(channels, ends, strict=True):
                 if len(found) != 1:
-                    raise DataError(f"{entry}: channel {channel!r} needs one file *-{channel}.nii.gz, found {len(found)}")
+                    raise DataError(
+                        f"{entry}: channel {channel!r} needs one file *-{channel}.nii.gz, found {len(found)}"
+                    )
             cases.append(Case(name=path.name, images=tuple(found[0] for found in ends)))
         elif files:
-            cases += [Case(name=re.sub(r"\.nii(\.gz)?$", "", Path(file).name), images=(file,)) for file in files]
+            cases += [
+                Case(name=re.sub(r"\.nii(\.gz)?$", "", Path(file).name), images=(file,)) for file in files
+            ]
         elif path.is_dir() or path.name.endswith(NIFTI):
             cases.append(Case(name=re.sub(r"\.nii(\.gz)?$", "", path.name), images=(str(path),)))
         else:
@@ -265,7 +286,9 @@ def split_cases(cases: Sequence[Case], config: VolumeDataConfig) -> tuple[list[C
     order = np.random.default_rng(config.split_seed).permutation(len(cases))
     test, validation = (round(share * len(cases)) for share in (config.test, config.validation))
     parts = np.split(order, [len(cases) - test - validation, len(cases) - test])
-    for share, part, name in zip((1.0, config.validation, config.test), parts, ("train", "validation", "test"), strict=True):
+    for share, part, name in zip(
+        (1.0, config.validation, config.test), parts, ("train", "validation", "test"), strict=True
+    ):
         if share and not len(part):
             raise DataError(f"{len(cases)} cases are too few for a {name} split (data.validation, data.test)")
     train, validate, tested = ([cases[i] for i in sorted(part)] for part in parts)
@@ -294,7 +317,16 @@ def read_volume(path: str) -> MetaTensor:
             data = data[None] if data.ndim == 3 else np.moveaxis(data, -1, 0)
     except FileNotFoundError as error:
         raise DataError(f"no such volume: {path}") from error
-    except (OSError, EOFError, ValueError, RuntimeError, ImageFileError, gzip.BadGzipFile, zlib.error, IndexError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        ImageFileError,
+        gzip.BadGzipFile,
+        zlib.error,
+        IndexError,
+    ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CorruptVolume(f"cannot read volume {path}: {reason}") from error
     if data.ndim != 4 or not data.size:
@@ -306,7 +338,9 @@ def read_volume(path: str) -> MetaTensor:
 
 def _check_fits(volume: MetaTensor, path: str, first: MetaTensor, first_path: str) -> None:
     if volume.shape[1:] != first.shape[1:]:
-        raise CorruptVolume(f"{path} has shape {tuple(volume.shape[1:])}, but {first_path} has {tuple(first.shape[1:])}")
+        raise CorruptVolume(
+            f"{path} has shape {tuple(volume.shape[1:])}, but {first_path} has {tuple(first.shape[1:])}"
+        )
     if not torch.allclose(volume.affine, first.affine, rtol=1e-3, atol=1e-3):
         sizes = [tuple(round(side, 4) for side in v.pixdim.tolist()) for v in (volume, first)]
         if sizes[0] != sizes[1]:
@@ -335,7 +369,9 @@ def read_case(case: Case, config: VolumeDataConfig) -> dict[str, Any]:
             raise CorruptVolume(f"{case.label} has {len(label)} channels, but a label has one")
         values = torch.unique(label.as_tensor())
         if unknown := [v for v in values.tolist() if v not in range(len(config.classes))]:
-            raise CorruptVolume(f"{case.label} holds the labels {unknown[:5]}, but the classes are 0..{len(config.classes) - 1}")
+            raise CorruptVolume(
+                f"{case.label} holds the labels {unknown[:5]}, but the classes are 0..{len(config.classes) - 1}"
+            )
         item["label"] = MetaTensor(label.as_tensor().to(torch.uint8), affine=label.affine)
     return item
 
@@ -385,11 +421,17 @@ def build_augmentation(config: PatchAugmentConfig) -> list[Any]:
         (config.noise, lambda p: RandGaussianNoised("image", prob=p, std=0.3)),
         (config.blur, lambda p: RandGaussianSmoothd("image", (0.5, 1.0), (0.5, 1.0), (0.5, 1.0), prob=p)),
         (config.brightness, lambda p: RandScaleIntensityd("image", factors=0.25, prob=p)),
-        (config.contrast, lambda p: RandScaleIntensityFixedMeand("image", factors=0.25, preserve_range=True, prob=p)),
+        (
+            config.contrast,
+            lambda p: RandScaleIntensityFixedMeand("image", factors=0.25, preserve_range=True, prob=p),
+        ),
         (config.low_resolution, lambda p: RandSimulateLowResolutiond("image", prob=p, zoom_range=(0.5, 1.0))),
         (config.gamma_inverted, lambda p: RandAdjustContrastd("image", prob=p, invert_image=True, **gamma)),
         (config.gamma, lambda p: RandAdjustContrastd("image", prob=p, **gamma)),
-        *((config.mirror, lambda p, axis=axis: RandFlipd(["image", "label"], prob=p, spatial_axis=axis)) for axis in range(3)),
+        *(
+            (config.mirror, lambda p, axis=axis: RandFlipd(["image", "label"], prob=p, spatial_axis=axis))
+            for axis in range(3)
+        ),
     ]
     return [build(chance) for chance, build in steps if chance > 0]
 
@@ -420,7 +462,9 @@ class VolumePatches(Dataset[dict[str, Any]]):
         seed: of the run.
     """
 
-    def __init__(self, cases: Sequence[Case], config: VolumeDataConfig, augment: PatchAugmentConfig, *, seed: int) -> None:
+    def __init__(
+        self, cases: Sequence[Case], config: VolumeDataConfig, augment: PatchAugmentConfig, *, seed: int
+    ) -> None:
         self.length, self.seed = config.samples or len(cases), seed
         keys = ["image", "label"]
         ready = [SpatialPadd(keys, config.patch), FgBgToIndicesd("label")]
@@ -457,7 +501,13 @@ def _own_copy(volume: MetaTensor) -> MetaTensor:
 
 
 def write_generated(
-    folder: str | Path, *, cases: int = 16, size: int = 64, classes: int = 3, seed: int = 0, noise: float = 0.3
+    folder: str | Path,
+    *,
+    cases: int = 16,
+    size: int = 64,
+    classes: int = 3,
+    seed: int = 0,
+    noise: float = 0.3,
 ) -> None:
     """Balls of several kinds in noise from MONAI's generator as a data set in MSD's layout; an existing one is kept.
 
@@ -480,7 +530,10 @@ def write_generated(
             num_seg_classes=classes, random_state=np.random.RandomState(seed_of(seed, number)),
         )  # fmt: skip
         affine = np.diag([1.5, 1.5, 1.5, 1.0])
-        for part, data in (("imagesTr", (1000 * image).astype(np.float32)), ("labelsTr", label.astype(np.uint8))):
+        for part, data in (
+            ("imagesTr", (1000 * image).astype(np.float32)),
+            ("labelsTr", label.astype(np.uint8)),
+        ):
             (folder / part).mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(data, affine), folder / part / name)  # pyright: ignore
         rows.append({"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"})

@@ -75,8 +75,8 @@ class Task(Protocol):
     """The metric of `evaluate` that chooses the best epoch."""
     higher_is_better: bool
 
-    def train_loader(self, batches: Batches) -> Any:
-        """Iterable of micro-batches in the order of `batches`."""
+    def train_loader(self, batches: Any) -> Any:
+        """Iterable of micro-batches in the order of `batches`, the object that the trainer was given."""
         ...
 
     def loss(

@@ -1,5 +1,8 @@
 """Segmentation of volumes: recipe, training, sliding windows, and predictions as NIfTI files and pictures."""
 
+# MONAI types what it returns as arrays or tensors of any kind.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import gzip

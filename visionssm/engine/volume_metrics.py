@@ -1,5 +1,8 @@
 """Scores of segmented volumes: Dice, and the 95th percentile of surface distances, as BraTS papers report them."""
 
+# MONAI types what it returns as arrays or tensors of any kind.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

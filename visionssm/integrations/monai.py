@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks import BaseEncoder
 from monai.networks.nets import FLEXUNET_BACKBONE
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from visionssm.layers.typing import drop_path_rates
 from visionssm.mixers import ImageScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.models import segmamba
@@ -161,16 +162,20 @@ class ScanEncoder(nn.Module, BaseEncoder):
         super().__init__()
         _check_words(spatial_dims, in_channels)
         if pretrained:
-            raise ValueError("pretrained=True: there are no weights of this encoder; the 2D backbones have some")
+            raise ValueError(
+                "pretrained=True: there are no weights of this encoder; the 2D backbones have some"
+            )
         if len(dims) != len(depths):
             raise ValueError(f"dims {tuple(dims)} and depths {tuple(depths)} must have one entry per stage")
         self.channels = tuple(dims)
         scans = iter(layer_scans(scan, sum(depths), ndim=spatial_dims))
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates = drop_path_rates(drop_path_rate, tuple(depths))
         self.stages = nn.ModuleList()
         for i, dim in enumerate(dims):
             conv = _CONVS[spatial_dims](dims[i - 1] if i else in_channels, dim, 3, stride=2)
-            blocks: list[nn.Module] = [_ScanBlock(dim, next(scans), d_state, mlp_ratio, rate) for rate in rates[i]]
+            blocks: list[nn.Module] = [
+                _ScanBlock(dim, next(scans), d_state, mlp_ratio, rate) for rate in rates[i]
+            ]
             self.stages.append(_Stage(conv, nn.LayerNorm(dim), blocks))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -239,7 +244,7 @@ class BackboneEncoder(nn.Module, BaseEncoder):
         self.backbone = timm.create_model(
             model_name, pretrained=pretrained, features_only=True, in_chans=in_channels
         )
-        channels = self.backbone.feature_info.channels()
+        channels = self.backbone.feature_info.channels()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         self.channels = (channels[0] // 2, *channels)
         self.first = nn.Sequential(
             nn.Conv2d(in_channels, self.channels[0], 3, stride=2, padding=1),
@@ -259,7 +264,10 @@ class BackboneEncoder(nn.Module, BaseEncoder):
     @classmethod
     def get_encoder_parameters(cls) -> list[dict[str, Any]]:
         """Constructor arguments of each name."""
-        return [{"model_name": name, "spatial_dims": 2, "in_channels": 3, "pretrained": False} for name in _BACKBONES]
+        return [
+            {"model_name": name, "spatial_dims": 2, "in_channels": 3, "pretrained": False}
+            for name in _BACKBONES
+        ]
 
     @classmethod
     def num_channels_per_output(cls) -> list[tuple[int, ...]]:
@@ -308,13 +316,17 @@ class VMambaUNet(nn.Module):
             channels: Sequence[int] = known[encoder]["feature_channel"]
             encoder = known[encoder]["type"](**{**known[encoder]["parameter"], **words})
         elif pretrained:
-            raise ValueError("pretrained=True loads weights of an encoder given by name; this one is given as a module")
+            raise ValueError(
+                "pretrained=True loads weights of an encoder given by name; this one is given as a module"
+            )
         else:
             channels = encoder.channels  # pyright: ignore
         assert isinstance(encoder, nn.Module)
         self.stride = 2 ** len(channels)
         self.encoder = encoder
-        self.decoder = segmamba.ResidualDecoder(in_chans=in_channels, dims=channels, spatial_dims=spatial_dims)
+        self.decoder = segmamba.ResidualDecoder(
+            in_chans=in_channels, dims=channels, spatial_dims=spatial_dims
+        )
         self.head = _CONVS[spatial_dims](channels[0], out_channels, 1)
 
     def decode(self, x: Tensor) -> list[Tensor]:
