@@ -5,8 +5,8 @@ python tools/evaluate.py vmamba_tiny_s1l8 --data /data/imagenet --split val --js
 python tools/evaluate.py runs/demo_restoration --data photographs --split test --pictures compared.png
 python tools/evaluate.py mambair_light_x2 --checkpoint weights.pth --data Set5/HR --degraded Set5/LR_bicubic/X2 --template "{}x2"
 
-Restored pictures are compared at 8 bits, the border of the scale's width cut off where the size changes, on luma unless --rgb is given,
-and cut into tiles as the published figures were made.
+Restored pictures are compared at 8 bits: on luma unless --rgb is given, and without a border as wide as the scale where the size
+changes. They are cut into tiles as the published figures were made.
 """
 
 from __future__ import annotations
@@ -86,13 +86,19 @@ def parse() -> argparse.Namespace:
     group.add_argument("--classes", type=int, help="print at most so many classes (default 50)")
     group.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")
     group = parser.add_argument_group("restoration", argument_default=argparse.SUPPRESS)
-    group.add_argument("--degraded", metavar="FOLDER", help="the same pictures degraded; else it is done here")
+    group.add_argument(
+        "--degraded", metavar="FOLDER", help="the same pictures degraded; else it is done here"
+    )
     group.add_argument("--template", help="name of a degraded file, such as {}x2 (default {})")
     group.add_argument("--noise", type=float, help="sigma of 255, in place of the training's")
     group.add_argument("--jpeg", type=int, help="quality, in place of the training's")
     group.add_argument("--rgb", action="store_true", help="compare all channels, as for colour denoising")
-    group.add_argument("--border", type=int, help="pixels cut off (default: the scale, 0 where the size stays)")
-    group.add_argument("--tiles", choices=("published", "tiles", "whole"), help="how to cut (default published)")
+    group.add_argument(
+        "--border", type=int, help="pixels cut off (default: the scale, 0 where the size stays)"
+    )
+    group.add_argument(
+        "--tiles", choices=("published", "tiles", "whole"), help="how to cut (default published)"
+    )
     group.add_argument("--tile", type=int, help="side, with --tiles tiles (default 192)")
     group.add_argument("--overlap", type=int, help="with --tiles tiles (default 16)")
     group.add_argument("--ensemble", action="store_true", help="mean over the 8 symmetries: the papers' '+'")
@@ -127,9 +133,7 @@ def classify(args: argparse.Namespace) -> None:
         ("class", "images", "recall", "precision"), [tuple(r.values()) for r in rows], limit=args.classes
     )
     print(f"{scores.count} images, {rate:,.0f} img/s, {scores.skipped} skipped")
-    print(
-        f"{args.split} accuracy: top-1 {scores.top1:.4f}  top-5 {scores.top5:.4f}  loss {scores.loss:.4f}"
-    )
+    print(f"{args.split} accuracy: top-1 {scores.top1:.4f}  top-5 {scores.top5:.4f}  loss {scores.loss:.4f}")
     if args.json:
         result = {"model": args.model, "data": args.data, "split": args.split, **scores.summary()}
         result |= {"per_class": rows, "confusion": scores.confusion.tolist()}
@@ -189,7 +193,9 @@ def main() -> None:
     with user_errors():
         task = task_of(args.model)
         if task not in ("classification", "restoration"):
-            raise UserError(f"{args.model} is for {task}; this tool measures classifiers and restoration models")
+            raise UserError(
+                f"{args.model} is for {task}; this tool measures classifiers and restoration models"
+            )
         own, other = (RESTORATION, CLASSIFICATION) if task == "restoration" else (CLASSIFICATION, RESTORATION)
         refuse_options(args, other, task=task)
         options = argparse.Namespace(**{**own, **vars(args)})

@@ -5,8 +5,8 @@ python tools/predict.py runs/demo_restoration photo.jpg folder/ film.mp4 --outpu
 python tools/predict.py mambairv2_light_x2 photo.jpg --output restored --memory 2G --precision bf16
 
 Restored pictures are PNG files of the input's depth (8 or 16 bits), upright, with transparency and, at 8 bits, colour profile;
-frames of a video go to a folder. By default pictures are cut as the published figures were made (side // 200 + 1 pieces, a tenth of
-overlap); --tile or --memory cut into tiles of one size that fade into each other.
+frames of a video go to a folder. By default pictures are cut as the published figures were made (side // 200 + 1 pieces, a
+tenth of overlap); --tile or --memory cut into tiles of one size that fade into each other.
 """
 
 from __future__ import annotations
@@ -68,10 +68,14 @@ def parse() -> argparse.Namespace:
     group.add_argument("--blend", choices=("linear", "cut"), help="how tiles join (default linear)")
     group.add_argument("--whole", action="store_true", help="do not cut")
     group.add_argument(
-        "--memory", metavar="SIZE", help="the largest tiles that keep within it (2G), beside the program itself"
+        "--memory",
+        metavar="SIZE",
+        help="the largest tiles that keep within it (2G), beside the program itself",
     )
     group.add_argument("--ensemble", action="store_true", help="mean over the 8 symmetries: the papers' '+'")
-    group.add_argument("--compare", action="store_true", help="also write <name>_compare.png, before and after")
+    group.add_argument(
+        "--compare", action="store_true", help="also write <name>_compare.png, before and after"
+    )
     add_device_options(parser)
     return parser.parse_intermixed_args()
 

@@ -45,7 +45,9 @@ def main() -> None:
             f"{scores['psnr'] - scores['baseline_psnr']:+.2f} dB"
         )
         print(f"restored by the exported model, loaded again from {config.run.output}; see its pictures.png")
-        print(f"best at update {metrics['best_update']:,} of {metrics['updates']:,}, {metrics['seconds']:.0f} s")
+        print(
+            f"best at update {metrics['best_update']:,} of {metrics['updates']:,}, {metrics['seconds']:.0f} s"
+        )
     PartialState().destroy_process_group()
 
 

@@ -19,7 +19,9 @@ OPTIONS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": Fals
 def test_colour(border: int) -> None:
     inner = (slice(border, 40 - border), slice(border, 53 - border))
     one, two = CLEAN[inner], SPOILED[inner]
-    assert psnr(CLEAN, SPOILED, border=border, y_only=False) == pytest.approx(peak_signal_noise_ratio(one, two), abs=1e-9)
+    assert psnr(CLEAN, SPOILED, border=border, y_only=False) == pytest.approx(
+        peak_signal_noise_ratio(one, two), abs=1e-9
+    )
     expected = structural_similarity(one, two, channel_axis=2, **OPTIONS)
     assert ssim(CLEAN, SPOILED, border=border, y_only=False) == pytest.approx(expected, abs=1e-9)
 

@@ -28,7 +28,6 @@ from visionssm.engine.tiling import Tiling, restore_picture
 ROOT = Path(__file__).parents[2]
 TOOL = str(ROOT / "tools" / "train_restoration.py")
 DEMO = str(ROOT / "configs" / "restoration" / "demo_mambair_nano_x2.yaml")
-TINY = ["model.kwargs={dim: 12, depths: [1], d_state: 1}", "data.validation.crop=32", "run.tensorboard=false", "--cpu"]
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -54,9 +53,7 @@ def restorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = build_config(RestorationConfig, tree)
     torch.manual_seed(0)
     model = build_restorer(config.model)
-    export_restorer(
-        model, model.state_dict(), folder, config=config.model, degradation=config.degradation
-    )
+    export_restorer(model, model.state_dict(), folder, config=config.model, degradation=config.degradation)
     return folder
 
 
@@ -234,9 +231,16 @@ def test_evaluation_of_folders(restorer, photo, tmp_path, monkeypatch, capsys) -
 
 
 @pytest.mark.slow
-def test_kill_dash_nine_and_resume_gives_the_same_bits(tmp_path: Path) -> None:
+def test_kill_dash_nine_and_resume_gives_the_same_bits(tmp_path: Path, photo: np.ndarray) -> None:
+    for i in range(3):
+        Image.fromarray(np.roll(photo, 9 * i, 1)).save(tmp_path / f"{i}.png")
     options = [
-        *TINY,
+        "model.kwargs={dim: 12, depths: [1], d_state: 1}",
+        f"data.train.clean=[{tmp_path}]",
+        f"data.validation.clean=[{tmp_path}]",
+        "data.patch_size=16",
+        "run.tensorboard=false",
+        "--cpu",
         "run.updates=24",
         "run.evaluate_every=12",
         "run.checkpoint_every=3",
@@ -267,7 +271,9 @@ def test_kill_dash_nine_and_resume_gives_the_same_bits(tmp_path: Path) -> None:
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
         killed / "model.safetensors"
     ).read_bytes()
-    scores = [json.loads((tmp_path / name / "metrics.json").read_text())["scores"] for name in ("whole", "killed")]
+    scores = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["scores"] for name in ("whole", "killed")
+    ]
     assert scores[0] == scores[1]
 
 
@@ -295,7 +301,9 @@ def test_the_demo_learns(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.serial
 def test_a_large_photograph_within_its_bound(restorer, tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
+    picture = (
+        np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
+    )
     Image.fromarray(picture).save(tmp_path / "large.png")
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "small.png")
     code = """

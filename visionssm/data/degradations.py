@@ -17,7 +17,15 @@ from PIL import Image
 
 from visionssm.data.errors import DataError
 
-__all__ = ["DegradationConfig", "add_noise", "compress_jpeg", "cubic_weights", "degrade", "degrade_region", "resize"]
+__all__ = [
+    "DegradationConfig",
+    "add_noise",
+    "compress_jpeg",
+    "cubic_weights",
+    "degrade",
+    "degrade_region",
+    "resize",
+]
 
 NOISE_STREAM, JPEG_STREAM = 1, 2
 

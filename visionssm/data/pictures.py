@@ -100,8 +100,9 @@ def read_picture(path: str | Path) -> Picture:
             raise DataError(f"no such image: {path}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CorruptImage(f"cannot read image {path}: {reason}") from error
-    kept = None if note and note.startswith("CMYK") else profile  # a profile of four inks says nothing about RGB
-    return _split(pixels, kept, note)
+    if note and note.startswith("CMYK"):
+        profile = None  # one of four inks says nothing about RGB
+    return _split(pixels, profile, note)
 
 
 def _read_deep(data: bytes) -> np.ndarray | None:
@@ -134,11 +135,19 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
         DataError: If the format cannot hold the picture.
     """
     suffix = suffix.lower()
-    formats = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+    formats = {
+        ".png": "PNG",
+        ".tif": "TIFF",
+        ".tiff": "TIFF",
+        ".webp": "WEBP",
+        ".jpg": "JPEG",
+        ".jpeg": "JPEG",
+    }
     if suffix not in formats:
         raise DataError(f"cannot write {suffix!r} files; known: {', '.join(formats)}")
-    layers = [picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha]
-    pixels = np.concatenate(layers, 2)
+    pixels = picture.pixels
+    if picture.alpha is not None:
+        pixels = np.concatenate([pixels, picture.alpha], 2)
     if pixels.dtype == np.uint16:
         return _encode_deep(pixels, suffix, formats[suffix])
     if formats[suffix] == "JPEG" and picture.alpha is not None:
@@ -152,7 +161,9 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
 
 def _encode_deep(pixels: np.ndarray, suffix: str, kind: str) -> bytes:
     if kind not in _DEEP:
-        raise DataError(f"{suffix} files hold 8 bits per channel, this picture has 16; write a .png or .tif instead")
+        raise DataError(
+            f"{suffix} files hold 8 bits per channel, this picture has 16; write a .png or .tif instead"
+        )
     if pixels.shape[2] == 2:  # OpenCV has no grey with transparency
         pixels = pixels[..., [0, 0, 0, 1]]
     if pixels.shape[2] >= 3:

@@ -59,7 +59,9 @@ class SplitConfig:
                 f"{len(self.clean)} clean and {len(self.degraded)} degraded folders: give one for each, or none"
             )
         if "{}" not in self.template:
-            raise DataError(f"data template {self.template!r} must hold {{}} for the picture's name, as '{{}}x2'")
+            raise DataError(
+                f"data template {self.template!r} must hold {{}} for the picture's name, as '{{}}x2'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ class RestorationDataConfig:
         stages: Other patch and batch sizes for parts of the run (progressive training), in place of `patch_size` and
             `run.batch_size`.
         flips: Mirror and turn patches at random.
+        recolour: Permute the colour channels at random, which makes more of few pictures; not part of any published recipe.
         workers: Loader processes; 0 loads in the training process.
         cache: Decoded pictures kept in memory, per loader process.
     """
@@ -82,6 +85,7 @@ class RestorationDataConfig:
     patch_size: int = 128
     stages: tuple[PatchStage, ...] = ()
     flips: bool = True
+    recolour: bool = False
     workers: int = 4
     cache: int = 0
 
@@ -162,7 +166,10 @@ class Folders:
         pixels = _whole(self._read(path), self.scale)
         if partner is not None:
             height, width = (side * self.scale for side in self._read(partner).shape[:2])
-            if not 0 <= pixels.shape[0] - height < self.scale or not 0 <= pixels.shape[1] - width < self.scale:
+            if (
+                not 0 <= pixels.shape[0] - height < self.scale
+                or not 0 <= pixels.shape[1] - width < self.scale
+            ):
                 raise DataError(
                     f"{partner} is {width // self.scale}x{height // self.scale}, which times {self.scale} is not the size of "
                     f"{path}, {pixels.shape[1]}x{pixels.shape[0]}"
@@ -183,13 +190,17 @@ def _pairs(clean: str, degraded: str | None, template: str) -> list[tuple[Path, 
         if not Path(folder).expanduser().is_dir():
             raise DataError(f"no such folder of pictures: {folder}")
     root = Path(clean).expanduser()
-    paths = sorted((p for p in root.rglob("*") if p.suffix.lower() in types), key=lambda p: natural_key(str(p)))
+    paths = sorted(
+        (p for p in root.rglob("*") if p.suffix.lower() in types), key=lambda p: natural_key(str(p))
+    )
     if not paths:
         raise DataError(f"the folder {clean} holds no pictures ({', '.join(types)})")
     if degraded is None:
         return [(path, None) for path in paths]
     other = Path(degraded).expanduser()
-    known = {str(p.relative_to(other).with_suffix("")): p for p in other.rglob("*") if p.suffix.lower() in types}
+    known = {
+        str(p.relative_to(other).with_suffix("")): p for p in other.rglob("*") if p.suffix.lower() in types
+    }
     pairs: list[tuple[Path, Path | None]] = []
     for path in paths:
         key = str(path.relative_to(root).with_name(template.format(path.stem)))
@@ -199,7 +210,9 @@ def _pairs(clean: str, degraded: str | None, template: str) -> list[tuple[Path, 
     return pairs
 
 
-def open_pictures(config: SplitConfig, split: str, *, scale: int, channels: int, cache: int = 0) -> PictureSource:
+def open_pictures(
+    config: SplitConfig, split: str, *, scale: int, channels: int, cache: int = 0
+) -> PictureSource:
     """Opens one part.
 
     Args:
@@ -247,9 +260,17 @@ class PatchSet(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, source: PictureSource, degradation: DegradationConfig, *, scale: int, flips: bool, seed: int
+        self,
+        source: PictureSource,
+        degradation: DegradationConfig,
+        *,
+        scale: int,
+        flips: bool,
+        recolour: bool = False,
+        seed: int,
     ) -> None:
-        self.source, self.degradation, self.scale, self.flips, self.seed = source, degradation, scale, flips, seed
+        self.source, self.degradation, self.scale, self.seed = source, degradation, scale, seed
+        self.flips, self.recolour = flips, recolour
 
     def __len__(self) -> int:
         return len(self.source)
@@ -279,6 +300,9 @@ class PatchSet(Dataset[dict[str, Any]]):
         if self.flips:
             turn = random.integers(2, size=3)
             pair = [dihedral(image, *map(bool, turn)) for image in pair]
+        if self.recolour:
+            order = random.permutation(pair[0].shape[2])
+            pair = [image[..., order] for image in pair]
         low, high = (torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in pair)
         return {"degraded": low, "clean": high, "problem": None}
 

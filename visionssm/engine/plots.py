@@ -103,7 +103,7 @@ def plot_restoration(
         rows: Per picture its name, its versions (H, W, 1 or 3) uint8 of one size, and their captions.
         path: File to write.
         title: Above the picture.
-        side: Of the square detail, around the place with most contrast.
+        side: Of the square detail, where the last version has most detail.
     """
     columns = max(len(images) for _, images, _ in rows)
     figure = Figure(figsize=(4 * columns, 4.3 * len(rows)), layout="constrained")
@@ -127,9 +127,12 @@ def plot_restoration(
 
 
 def _detail(image: np.ndarray, side: int) -> tuple[int, int]:
-    """Top left corner of the square, out of a grid of them, whose brightness varies most."""
+    """Top left corner of the square, out of a grid of them, with most fine contrast."""
     height, width = image.shape[:2]
     grey = image.mean(2)
+    edges = np.abs(np.diff(grey, axis=0, prepend=grey[:1])) + np.abs(
+        np.diff(grey, axis=1, prepend=grey[:, :1])
+    )
     corners = [
         (y, x)
         for y in range(0, max(height - side, 0) + 1, max(side // 2, 1))
@@ -137,7 +140,7 @@ def _detail(image: np.ndarray, side: int) -> tuple[int, int]:
     ]
     return max(
         corners,
-        key=lambda corner: float(grey[corner[0] : corner[0] + side, corner[1] : corner[1] + side].std()),
+        key=lambda corner: float(edges[corner[0] : corner[0] + side, corner[1] : corner[1] + side].mean()),
     )
 
 

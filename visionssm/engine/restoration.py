@@ -149,7 +149,12 @@ class RestorationTask:
     ) -> None:
         self.config, self.scale, self.accelerator, self.validation = config, scale, accelerator, validation
         self.patches = PatchSet(
-            train, config.degradation, scale=scale, flips=config.data.flips, seed=config.run.seed
+            train,
+            config.degradation,
+            scale=scale,
+            flips=config.data.flips,
+            recolour=config.data.recolour,
+            seed=config.run.seed,
         )
         self._loader: Any = None
 

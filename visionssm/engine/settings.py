@@ -77,6 +77,11 @@ class RunSettings:
         if self.seed < 0:
             raise ConfigError(f"run.seed={self.seed} must not be negative")
 
+    @property
+    def epochs(self) -> int:
+        """Parts of the run, each with an evaluation at its end."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(RunSettings):
@@ -243,7 +248,9 @@ def build_schedule(
         warmup_lr=config.warmup_lr * factor,
         min_lr=config.min_lr * factor,
         warmup_prefix=config.warmup_prefix,
-        **({"decay_rate": config.power} if config.name == "poly" else {}),
+        decay_rate=config.power
+        if config.name == "poly"
+        else 0.1,  # for others timm's default, which they do not use
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,
     )
