@@ -30,9 +30,7 @@ from visionssm.models import _registry, pretrained_cfg  # noqa: E402
 from visionssm.models.reported import REPORTED  # noqa: E402
 
 CARDS, README, CASES = ROOT / "model_cards", ROOT / "README.md", ROOT / "tests" / "parity"
-OPERATIONS, MEASUREMENTS, REPRODUCED = (
-    CARDS / f"{n}.json" for n in ("operations", "measurements", "reproduced")
-)
+OPERATIONS, MEASUREMENTS, REPRODUCED = (CARDS / f"{n}.json" for n in ("operations", "measurements", "reproduced"))
 MARKERS = ("<!-- zoo: written by dev/update_cards.py -->", "<!-- /zoo -->")
 BASELINES = ("swin_tiny_patch4_window7_224", "deit_tiny_patch16_224")
 OWN = "untrained variant of our own"
@@ -175,11 +173,7 @@ def _accuracy(name: str, reproduced: list[dict[str, str]]) -> list[str]:
             if value is not None:
                 rows.append((f"ImageNet-1k {what}", f"{value} %", reported.source))
     for tag, cfg in weights_of(name).items():
-        rows += [
-            (f"`{tag}`", note, cfg.origin_url or "")
-            for note in cfg.notes or ()
-            if note.startswith("reported")
-        ]
+        rows += [(f"`{tag}`", note, cfg.origin_url or "") for note in cfg.notes or () if note.startswith("reported")]
     lines = []
     if rows:
         lines += [
@@ -199,9 +193,7 @@ def _accuracy(name: str, reproduced: list[dict[str, str]]) -> list[str]:
         lines.append("Reproduced: not reproduced yet.")
         if _registry._entry(name)[0] == "classification" and weights_status(name) != "none":
             how = "" if weights_status(name) == "yes" else " --checkpoint FILE"
-            lines.append(
-                f"To do so: `python tools/evaluate.py {name} --data /path/to/imagenet --split val{how}`"
-            )
+            lines.append(f"To do so: `python tools/evaluate.py {name} --data /path/to/imagenet --split val{how}`")
     return lines or [f"None: an {OWN}, for tests, demonstrations and small images."]
 
 
@@ -210,11 +202,7 @@ def _speed(name: str, measurements: dict[str, Any]) -> list[str]:
     mine = [row for row in rows if row["model"] == name and row.get("seconds")]
     if not mine:
         return ["Not measured yet: `python tools/benchmark_models.py " + name + "`"]
-    by_key = {
-        (row["model"], row["mode"], row["resolution"], row["batch"]): row
-        for row in rows
-        if row.get("seconds")
-    }
+    by_key = {(row["model"], row["mode"], row["resolution"], row["batch"]): row for row in rows if row.get("seconds")}
     lines = [
         "| mode | size | batch | against swin_tiny | against deit_tiny | against the per-step loop |",
         "| --- " * 6 + "|",
@@ -224,9 +212,7 @@ def _speed(name: str, measurements: dict[str, Any]) -> list[str]:
             continue
         key = (row["mode"], row["resolution"], row["batch"])
         ratios = [_ratio(by_key.get((baseline, *key)), row) for baseline in BASELINES]
-        loop = (
-            by_key.get((name, "loop", row["resolution"], row["batch"])) if row["mode"] == "latency" else None
-        )
+        loop = by_key.get((name, "loop", row["resolution"], row["batch"])) if row["mode"] == "latency" else None
         cells = (row["mode"], str(row["resolution"]), str(row["batch"]), *ratios, _ratio(loop, row))
         lines.append(f"| {' | '.join(cells)} |")
     setting = measurements["setting"]
@@ -378,9 +364,7 @@ def render_all(counts: dict[str, Any]) -> dict[Path, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "anew",
         nargs="*",

@@ -63,9 +63,7 @@ def table(figures: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--run", type=Path, default=ROOT / "runs" / "scan_benchmark_quick", help="folder of a run"
-    )
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "scan_benchmark_quick", help="folder of a run")
     args = parser.parse_args()
     names = scans.list_scans(ndim=2)
     (ROOT / PICTURE).parent.mkdir(exist_ok=True)
@@ -83,9 +81,7 @@ def main() -> int:
     before, rest = text.split(START)
     lines = [f"![A route of each order over 8 x 8 cells]({PICTURE.as_posix()})", ""]
     lines += table(json.loads(results.read_text(encoding="utf-8")))
-    readme.write_text(
-        "\n".join([f"{before}{START}", "", *lines, "", END + rest.split(END)[1]]), encoding="utf-8"
-    )
+    readme.write_text("\n".join([f"{before}{START}", "", *lines, "", END + rest.split(END)[1]]), encoding="utf-8")
     print("wrote the table in README.md")
     return 0
 

@@ -95,9 +95,7 @@ def state_dicts() -> dict[str, dict[str, int | str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", metavar="MODEL", help="print this variant's state dict instead of writing")
     model = parser.parse_args().keys
     if model:

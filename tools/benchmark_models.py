@@ -37,33 +37,23 @@ def positive(text: str) -> int:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "models", nargs="*", help="names of visionssm or timm, or shell patterns over visionssm's"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="names of visionssm or timm, or shell patterns over visionssm's")
     parser.add_argument("--no-baselines", action="store_true", help="only the models that are named")
     parser.add_argument("--resolutions", type=positive, nargs="+", default=[224], metavar="PIXELS")
     parser.add_argument(
         "--modes", nargs="+", choices=[m for m in MODES if m != "loop"], default=["latency", "inference"]
     )
-    parser.add_argument(
-        "--loop", action="store_true", help="also run visionssm's models with the per-step loop"
-    )
+    parser.add_argument("--loop", action="store_true", help="also run visionssm's models with the per-step loop")
     parser.add_argument(
         "--targets", action="store_true", help="only the models with a target against the per-step loop"
     )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="other: autocast"
     )
     parser.add_argument("--tf32", action="store_true", help="let a GPU round float32 products to TF32")
-    parser.add_argument(
-        "--channels-last", action="store_true", help="memory format of images and convolutions"
-    )
+    parser.add_argument("--channels-last", action="store_true", help="memory format of images and convolutions")
     parser.add_argument("--compile", action="store_true", help="run everything through torch.compile")
     parser.add_argument(
         "--batch", type=positive, default=8, help="images per pass of inference and training (default 8)"
@@ -109,9 +99,7 @@ def main() -> None:
     print(f"MACs: {CONVENTIONS['macs']}.\nFLOPs: {CONVENTIONS['papers']}.")
     for model, resolution, ratio in loop_ratios(results):
         target = LOOP_TARGETS.get(model) if args.targets else None
-        verdict = (
-            "" if target is None else f" (target {target:.0f}: {'met' if ratio >= target else 'MISSED'})"
-        )
+        verdict = "" if target is None else f" (target {target:.0f}: {'met' if ratio >= target else 'MISSED'})"
         print(f"{model} at {resolution}: {ratio:.1f} times as fast as with the per-step loop{verdict}")
     if args.json:
         command = f"python tools/benchmark_models.py {shlex.join(sys.argv[1:])}"

@@ -18,9 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault(
-    "KINETO_LOG_LEVEL", "99"
-)  # torch's profiler complains on standard error where there is no GPU
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler complains on standard error where there is no GPU
 
 from rich.progress import (
     BarColumn,
@@ -58,9 +56,7 @@ class Bars:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="dotted.key=value, in place of what the config says")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--quick", action="store_true", help="configs/benchmark/scans_quick.yaml")
@@ -70,9 +66,7 @@ def main() -> None:
         "--import", dest="imports", nargs="+", default=[], metavar="MODULE", help="registers your own orders"
     )
     parser.add_argument("--scans", nargs="+", metavar="NAME", help="orders, in place of the config's")
-    parser.add_argument(
-        "--only", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=", ".join(STAGES)
-    )
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument(
         "--again",
         nargs="+",
@@ -112,9 +106,7 @@ def _summary(figures: dict[str, Any]) -> None:
     tasks = list(dict.fromkeys(row["task"] for row in figures["learning"]))
     scores = {(row["order"], row["task"]): row for row in figures["learning"]}
     largest = max((row["height"] * row["width"] for row in figures["cost"]), default=0)
-    times = {
-        row["order"]: row["both_s"] for row in figures["cost"] if row["height"] * row["width"] == largest
-    }
+    times = {row["order"]: row["both_s"] for row in figures["cost"] if row["height"] * row["width"] == largest}
     rows = []
     for order in (entry["order"] for entry in figures["orders"]):
         cells: list[Any] = [order, f"{1e3 * times[order]:.1f}" if order in times else None]

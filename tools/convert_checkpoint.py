@@ -15,20 +15,14 @@ from visionssm.analysis.recognise import convert_file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="a .pth, .pt, .ckpt, .bin or .safetensors file, as published")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument(
-        "--model", help="the variant, where the file fits several or is to be checked against one"
-    )
+    parser.add_argument("--model", help="the variant, where the file fits several or is to be checked against one")
     parser.add_argument(
         "--source", default="", help="where the file is from, for the record (default: the variant's page)"
     )
-    parser.add_argument(
-        "--licence", default="", help="of the weights (default: the one known of the variant)"
-    )
+    parser.add_argument("--licence", default="", help="of the weights (default: the one known of the variant)")
     args = parser.parse_args()
     try:
         record = convert_file(args.file, args.out, name=args.model, origin=args.source, licence=args.licence)

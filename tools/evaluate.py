@@ -65,9 +65,7 @@ RESTORATION = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="run folder, or a model's name, whose registered weights are used")
     parser.add_argument("--checkpoint", help="weight file for a model's name")
     parser.add_argument(
@@ -86,19 +84,13 @@ def parse() -> argparse.Namespace:
     group.add_argument("--classes", type=int, help="print at most so many classes (default 50)")
     group.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")
     group = parser.add_argument_group("restoration", argument_default=argparse.SUPPRESS)
-    group.add_argument(
-        "--degraded", metavar="FOLDER", help="the same pictures degraded; else it is done here"
-    )
+    group.add_argument("--degraded", metavar="FOLDER", help="the same pictures degraded; else it is done here")
     group.add_argument("--template", help="name of a degraded file, such as {}x2 (default {})")
     group.add_argument("--noise", type=float, help="sigma of 255, in place of the training's")
     group.add_argument("--jpeg", type=int, help="quality, in place of the training's")
     group.add_argument("--rgb", action="store_true", help="compare all channels, as for colour denoising")
-    group.add_argument(
-        "--border", type=int, help="pixels cut off (default: the scale, 0 where the size stays)"
-    )
-    group.add_argument(
-        "--tiles", choices=("published", "tiles", "whole"), help="how to cut (default published)"
-    )
+    group.add_argument("--border", type=int, help="pixels cut off (default: the scale, 0 where the size stays)")
+    group.add_argument("--tiles", choices=("published", "tiles", "whole"), help="how to cut (default published)")
     group.add_argument("--tile", type=int, help="side, with --tiles tiles (default 192)")
     group.add_argument("--overlap", type=int, help="with --tiles tiles (default 16)")
     group.add_argument("--ensemble", action="store_true", help="mean over the 8 symmetries: the papers' '+'")
@@ -114,9 +106,7 @@ def classify(args: argparse.Namespace) -> None:
     data = DataConfig(name=args.data if embedded else "folder", path=None if embedded else args.data)
     source = open_source(data, args.split, classes=model.pretrained_cfg.get("label_names"))
     if len(source.classes) != model.num_classes:
-        raise DataError(
-            f"{args.data} has {len(source.classes)} classes, {args.model} {model.num_classes} outputs"
-        )
+        raise DataError(f"{args.data} has {len(source.classes)} classes, {args.model} {model.num_classes} outputs")
     transform = build_eval_transform(input_stats(model, img_size=args.image_size, crop_pct=args.crop_pct))
     loader = build_loader(
         LabelledImages(source, transform=lambda image, seed: transform(image)),
@@ -129,9 +119,7 @@ def classify(args: argparse.Namespace) -> None:
     scores = evaluate_classifier(model, loader, num_classes=model.num_classes, accelerator=accelerator)
     rate = scores.count / (time.perf_counter() - start)
     rows = scores.per_class(source.classes)
-    print_table(
-        ("class", "images", "recall", "precision"), [tuple(r.values()) for r in rows], limit=args.classes
-    )
+    print_table(("class", "images", "recall", "precision"), [tuple(r.values()) for r in rows], limit=args.classes)
     print(f"{scores.count} images, {rate:,.0f} img/s, {scores.skipped} skipped")
     print(f"{args.split} accuracy: top-1 {scores.top1:.4f}  top-5 {scores.top5:.4f}  loss {scores.loss:.4f}")
     if args.json:
@@ -193,9 +181,7 @@ def main() -> None:
     with user_errors():
         task = task_of(args.model)
         if task not in ("classification", "restoration"):
-            raise UserError(
-                f"{args.model} is for {task}; this tool measures classifiers and restoration models"
-            )
+            raise UserError(f"{args.model} is for {task}; this tool measures classifiers and restoration models")
         own, other = (RESTORATION, CLASSIFICATION) if task == "restoration" else (CLASSIFICATION, RESTORATION)
         refuse_options(args, other, task=task)
         options = argparse.Namespace(**{**own, **vars(args)})

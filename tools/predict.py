@@ -48,9 +48,7 @@ RESTORATION = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="run folder, or a model's name, whose registered weights are used")
     parser.add_argument("inputs", nargs="+", help="image files, folders, glob patterns; videos to restore")
     parser.add_argument("--checkpoint", help="weight file for a model's name")
@@ -73,9 +71,7 @@ def parse() -> argparse.Namespace:
         help="the largest tiles that keep within it (2G), beside the program itself",
     )
     group.add_argument("--ensemble", action="store_true", help="mean over the 8 symmetries: the papers' '+'")
-    group.add_argument(
-        "--compare", action="store_true", help="also write <name>_compare.png, before and after"
-    )
+    group.add_argument("--compare", action="store_true", help="also write <name>_compare.png, before and after")
     add_device_options(parser)
     return parser.parse_intermixed_args()
 
@@ -100,9 +96,7 @@ def classify(args: argparse.Namespace) -> None:
     for problem in problems:
         print(f"skipped: {problem}")
     if args.json:
-        content = [
-            {"image": p.path, "classes": p.classes, "probabilities": p.probabilities} for p in predictions
-        ]
+        content = [{"image": p.path, "classes": p.classes, "probabilities": p.probabilities} for p in predictions]
         write_atomic(args.json, json.dumps({"predictions": content, "skipped": problems}, indent=2).encode())
     if args.sheet:
         shown = predictions[: args.sheet_images]

@@ -20,9 +20,7 @@ from visionssm.engine.scan_search import RESULT, search_scans
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument("overrides", nargs="*", help="dotted.key=value, in place of what the recipe says")
     parser.add_argument("--keep", type=int, default=4, help="routes per layer (default: 4)")

@@ -17,14 +17,10 @@ from visionssm.engine.config import load_config
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument("overrides", nargs="*", help="dotted.key=value, in place of what the recipe says")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="the same, as an option"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same, as an option")
     parser.add_argument("--resume", default="never", metavar="auto|PATH", help="continue from a checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     parser.add_argument("--changed-recipe", action="store_true", help="resume though the recipe has changed")
@@ -33,9 +29,7 @@ def main() -> None:
     overrides = [*args.overrides, *args.set, *(["run.overwrite=true"] if args.overwrite else [])]
     with user_errors():
         config = load_config(ClassificationConfig, args.recipe, overrides)
-        metrics = train_classifier(
-            config, resume=args.resume, cpu=args.cpu, changed_recipe=args.changed_recipe
-        )
+        metrics = train_classifier(config, resume=args.resume, cpu=args.cpu, changed_recipe=args.changed_recipe)
     if PartialState().is_main_process:
         print_table(
             ("class", "images", "recall", "precision"),

@@ -17,14 +17,10 @@ from visionssm.engine.restoration import RestorationConfig, train_restorer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument("overrides", nargs="*", help="dotted.key=value, in place of what the recipe says")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="the same, as an option"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same, as an option")
     parser.add_argument("--resume", default="never", metavar="auto|PATH", help="continue from a checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     parser.add_argument("--changed-recipe", action="store_true", help="resume though the recipe has changed")
@@ -45,9 +41,7 @@ def main() -> None:
             f"{scores['psnr'] - scores['baseline_psnr']:+.2f} dB"
         )
         print(f"restored by the exported model, loaded again from {config.run.output}; see its pictures.png")
-        print(
-            f"best at update {metrics['best_update']:,} of {metrics['updates']:,}, {metrics['seconds']:.0f} s"
-        )
+        print(f"best at update {metrics['best_update']:,} of {metrics['updates']:,}, {metrics['seconds']:.0f} s")
     PartialState().destroy_process_group()
 
 

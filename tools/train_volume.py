@@ -17,9 +17,7 @@ from visionssm.engine.volume import VolumeConfig, train_volume
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument("overrides", nargs="*", help="dotted.key=value, in place of what the recipe says")
     parser.add_argument("--resume", default="never", metavar="auto|PATH", help="continue from a checkpoint")

@@ -93,9 +93,7 @@ class BackendReport:
     def __str__(self) -> str:
         lines = [f"scan kernels for {self.dtype} on {self.device} ({self.chosen} would run)"]
         for name, reason in self.reasons.items():
-            lines.append(
-                f"  {name:<10} {'yes' if reason is None else 'no: ' + reason:<44} {_TABLE[name].summary}"
-            )
+            lines.append(f"  {name:<10} {'yes' if reason is None else 'no: ' + reason:<44} {_TABLE[name].summary}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -171,17 +169,9 @@ def resolve(requested: str, device: str, dtype: torch.dtype, d_state: int) -> st
     return next(n for n in _AUTO if _TABLE[n].why_not(where, dtype, d_state) is None)
 
 
-def warn_if_slow(
-    name: str, requested: str, elements: int, device: str, dtype: torch.dtype, d_state: int
-) -> None:
+def warn_if_slow(name: str, requested: str, elements: int, device: str, dtype: torch.dtype, d_state: int) -> None:
     """Says once per process that "auto" runs plain torch on a size where a kernel would be many times faster."""
-    if (
-        name != "chunked"
-        or requested != "auto"
-        or _chosen != "auto"
-        or elements < _SLOW_ELEMENTS
-        or name in _told
-    ):
+    if name != "chunked" or requested != "auto" or _chosen != "auto" or elements < _SLOW_ELEMENTS or name in _told:
         return
     _told.add(name)
     fast = "triton" if torch.device(device).type == "cuda" else "numba"

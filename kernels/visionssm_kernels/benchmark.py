@@ -70,9 +70,14 @@ QUICK = {
     "vm-small": Shape("four routes, one state", 1, 4, 1, 64, 1, (12, 12)),
     "vim-small": Shape("two routes, 16 states", 2, 2, 2, 64, 16, (65,)),
 }
-_LOOP_GRADIENT_ELEMENTS = 2_000_000_000  # B K D N L^2 above which the loop's gradient is not run (24 bytes moved for each)
+_LOOP_GRADIENT_ELEMENTS = (
+    2_000_000_000  # B K D N L^2 above which the loop's gradient is not run (24 bytes moved for each)
+)
 _LOOP_REPEATS = 3
-_LOOP_ONCE_STEPS, _LOOP_ONCE_ELEMENTS = 5000, 1_000_000_000  # L, B K D N L^2 above which the loop, its gradient, run once
+_LOOP_ONCE_STEPS, _LOOP_ONCE_ELEMENTS = (
+    5000,
+    1_000_000_000,
+)  # L, B K D N L^2 above which the loop, its gradient, run once
 
 
 @dataclass
@@ -167,7 +172,11 @@ def _gradients(y: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> None:
 
 
 def _time(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], device: torch.device, repeats: int, gradient_repeats: int
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    device: torch.device,
+    repeats: int,
+    gradient_repeats: int,
 ) -> tuple[float, float | None, int | None]:
     """Seconds of the forward alone, of forward and backward, and the peak memory of the latter (CUDA only)."""
     with torch.no_grad():
@@ -228,7 +237,18 @@ def _time_shape(
     few_gradients = 1 if squared > _LOOP_ONCE_ELEMENTS else few
     loop_forward, loop_both, peak = _time(step_loop, ready, device, few, few_gradients if gradient else 0)
     note = "" if gradient else "gradient not run: quadratic in L under autograd"
-    rows = [Timing(name, BASELINE, "float32", loop_forward, loop_both, 1.0, 1.0 if gradient else None, peak_bytes=peak)]
+    rows = [
+        Timing(
+            name,
+            BASELINE,
+            "float32",
+            loop_forward,
+            loop_both,
+            1.0,
+            1.0 if gradient else None,
+            peak_bytes=peak,
+        )
+    ]
     rows[0].note = note
     report = backends(device, dtype, d_state=shape.states)
     for backend in report:
@@ -275,7 +295,12 @@ def run(shapes: dict[str, Shape], *, device: str = "cpu", dtype: torch.dtype = t
             timings.append(row)
             report(_line(row))
     described = {name: asdict(shape) for name, shape in shapes.items()}
-    return {"machine": facts, "repeats": repeats, "shapes": described, "timings": [asdict(row) for row in timings]}
+    return {
+        "machine": facts,
+        "repeats": repeats,
+        "shapes": described,
+        "timings": [asdict(row) for row in timings],
+    }
 
 
 _HEADER = (
@@ -286,7 +311,9 @@ _HEADER = (
 
 def _describe(facts: dict[str, object], repeats: int) -> str:
     lines = [f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in facts.items()]
-    lines.append(f"figures: median of {repeats} runs after one warm-up; 'of copy', 'of exp': forward against the measured limits")
+    lines.append(
+        f"figures: median of {repeats} runs after one warm-up; 'of copy', 'of exp': forward against the measured limits"
+    )
     return "\n".join(lines)
 
 
@@ -303,7 +330,9 @@ def _line(row: Timing) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m visionssm_kernels.benchmark", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m visionssm_kernels.benchmark", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), help="default: all")
@@ -319,7 +348,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shapes = QUICK if options.quick else {name: SHAPES[name] for name in options.shapes or SHAPES}
     repeats = 3 if options.quick else options.repeats
     dtype = getattr(torch, options.dtype)
-    result = run(shapes, device=options.device, dtype=dtype, repeats=repeats, whole_loop=options.whole_loop, report=_print)
+    result = run(
+        shapes,
+        device=options.device,
+        dtype=dtype,
+        repeats=repeats,
+        whole_loop=options.whole_loop,
+        report=_print,
+    )
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0

@@ -64,11 +64,7 @@ class Composite:
         return _gradients([u], inputs, [grad_u])
 
 
-def _gradients(
-    outputs: list[Tensor], inputs: list[Tensor | None], grads: list[Tensor]
-) -> tuple[Tensor | None, ...]:
+def _gradients(outputs: list[Tensor], inputs: list[Tensor | None], grads: list[Tensor]) -> tuple[Tensor | None, ...]:
     present = [x for x in inputs if x is not None]
     found = iter(torch.autograd.grad(outputs, present, grads, allow_unused=True, materialize_grads=True))
-    return tuple(
-        None if x is None else next(found).clone(memory_format=torch.contiguous_format) for x in inputs
-    )
+    return tuple(None if x is None else next(found).clone(memory_format=torch.contiguous_format) for x in inputs)

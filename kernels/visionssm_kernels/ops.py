@@ -112,15 +112,11 @@ def routed_scan(
         steps = u.shape[1] if order is None else order.shape[-1]
         if not torch.compiler.is_compiling():
             warn_if_slow(name, backend, u.shape[0] * K * steps * A[0].numel(), device, u.dtype, d_state)
-        y, states = _PLAIN_TORCH[name].routed_scan(
-            u, delta, A, B, C, D, bias, order, softplus, merge, return_states
-        )
+        y, states = _PLAIN_TORCH[name].routed_scan(u, delta, A, B, C, D, bias, order, softplus, merge, return_states)
     else:
         # an exported program must not hold a size that chunks decide; its backward would run the forward again
         needs_grad = torch.is_grad_enabled() and not torch.compiler.is_exporting()
-        needs_grad = needs_grad and any(
-            t is not None and t.requires_grad for t in (u, delta, A, B, C, D, bias)
-        )
+        needs_grad = needs_grad and any(t is not None and t.requires_grad for t in (u, delta, A, B, C, D, bias))
         y, _, states = torch.ops.visionssm.routed_scan(
             u, delta, A, B, C, D, bias, order, softplus, merge, needs_grad, return_states, name
         )
@@ -179,9 +175,7 @@ def selective_scan(
 
     def by_position(m: Tensor, what: str) -> Tensor:  # -> (B, L, G, N)
         if m.dim() == 2:
-            _require(
-                m.shape == (channels, N), f"{what} must be (D, N) = {(channels, N)}, got {tuple(m.shape)}"
-            )
+            _require(m.shape == (channels, N), f"{what} must be (D, N) = {(channels, N)}, got {tuple(m.shape)}")
             return m.expand(u.shape[0], u.shape[2], channels, N)
         m = m.unsqueeze(1) if m.dim() == 3 else m
         fits = m.dim() == 4 and m.shape[0] == u.shape[0] and m.shape[2:] == (N, u.shape[2])
@@ -252,9 +246,7 @@ def route_conv(
     _require(weight.dim() == 3, f"weight must be (K, D, W), got {tuple(weight.shape)}")
     K, channels, _ = weight.shape
     fits = x.dim() == 4 and x.shape[2] in (1, K) and x.shape[3] == channels
-    _require(
-        fits, f"x must be (B, L, 1 or {K}, {channels}) for weight {tuple(weight.shape)}, got {tuple(x.shape)}"
-    )
+    _require(fits, f"x must be (B, L, 1 or {K}, {channels}) for weight {tuple(weight.shape)}, got {tuple(x.shape)}")
     _require(bias is None or bias.shape == (K, channels), f"bias must be ({K}, {channels})")
     order = _check_order(order, x.shape[0], x.shape[1], K, x.device)
     weight, bias = _single(weight), _single(bias)
@@ -287,9 +279,7 @@ def _check_floats(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        _require(
-            isinstance(tensor, Tensor), f"{name} must be a tensor, got {type(tensor).__name__}", TypeError
-        )
+        _require(isinstance(tensor, Tensor), f"{name} must be a tensor, got {type(tensor).__name__}", TypeError)
         _require(tensor.dtype in _FLOATS, f"{name} must be floating point, got {tensor.dtype}", TypeError)
         first = first or (name, tensor.device)
         _require(tensor.device == first[1], f"{name} is on {tensor.device} but {first[0]} is on {first[1]}")
@@ -318,9 +308,7 @@ def _check_scan(
         _require(tensor.shape == expected, f"{name} must be {_shown(expected)}, got {tuple(tensor.shape)}")
     for name, param in (("D", D), ("bias", bias)):
         shown = None if param is None else tuple(param.shape)
-        _require(
-            param is None or param.shape == (K, channels), f"{name} must be ({K}, {channels}), got {shown}"
-        )
+        _require(param is None or param.shape == (K, channels), f"{name} must be ({K}, {channels}), got {shown}")
     _require(merge in ("sum", "none"), f"merge must be 'sum' or 'none', got {merge!r}")
     return K, _check_order(order, batch, positions, K, u.device)
 
@@ -332,9 +320,7 @@ def _shown(shape: tuple[Any, ...]) -> str:
 _valid_orders: weakref.WeakValueDictionary[tuple[int, int, int], Tensor] = weakref.WeakValueDictionary()
 
 
-def _check_order(
-    order: Tensor | None, batch: int, positions: int, K: int, device: torch.device
-) -> Tensor | None:
+def _check_order(order: Tensor | None, batch: int, positions: int, K: int, device: torch.device) -> Tensor | None:
     if order is None:
         return None
     _require(isinstance(order, Tensor), f"order must be a tensor, got {type(order).__name__}", TypeError)
@@ -454,9 +440,7 @@ def _scan_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     ctx.set_materialize_grads(False)
 
 
-def _scan_backward(
-    ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_states: Tensor | None
-) -> tuple[Any, ...]:
+def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_states: Tensor | None) -> tuple[Any, ...]:
     u, delta, A, B, C, D, bias, order, checkpoints = ctx.saved_tensors
     softplus, merge, save_states, backend = ctx.options
     nothing = (None,) * 13
@@ -542,9 +526,7 @@ def scan_flops(u_shape, delta_shape, A_shape, B_shape, C_shape, D_shape=None, bi
 
 
 @register_flop_formula(torch.ops.visionssm.routed_scan_backward)
-def scan_backward_flops(
-    grad_shape, grad_states_shape, *shapes: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
+def scan_backward_flops(grad_shape, grad_states_shape, *shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
     """Twice the forward, as for a matrix product."""
     return 2 * scan_flops(*shapes[:8])
 

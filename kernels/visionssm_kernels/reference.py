@@ -21,9 +21,7 @@ __all__ = ["route_conv", "routed_scan"]
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any tensor is, else float32."""
-    return (
-        torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-    )
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def step_inputs(
@@ -94,9 +92,7 @@ def route_conv(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | N
     if x_BCT.shape[0] == 0 or x_BKTD.shape[2] == 0:
         u_BKTD = x_BKTD + 0 * weight.to(dtype).sum()  # keeps the graph of an empty batch
     else:
-        u_BCT = F.conv1d(
-            x_BCT, weight.to(dtype).flatten(0, 1).unsqueeze(1), flat_bias, groups=routes * channels
-        )
+        u_BCT = F.conv1d(x_BCT, weight.to(dtype).flatten(0, 1).unsqueeze(1), flat_bias, groups=routes * channels)
         u_BKTD = u_BCT.unflatten(1, (routes, channels)).transpose(2, 3)
     u_BKTD = F.silu(u_BKTD) if silu else u_BKTD
     return scatter_steps(u_BKTD, order, x.shape[1]).to(x.dtype)

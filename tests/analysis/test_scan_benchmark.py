@@ -168,9 +168,7 @@ def test_dense_tasks(name: str) -> None:
         assert task.score(right, target) == 1
         assert task.score(right.roll(1, 1), target) == 0
     else:
-        assert task.score(torch.full_like(target, 0.5), torch.full_like(target, 0.4)) == pytest.approx(
-            20, abs=1e-4
-        )
+        assert task.score(torch.full_like(target, 0.5), torch.full_like(target, 0.4)) == pytest.approx(20, abs=1e-4)
         assert (images - target).std().item() == pytest.approx(25 / 255, rel=0.05)
 
 
@@ -263,9 +261,7 @@ def test_recipes_of_a_user_are_tasks_of_their_own(tmp_path: Path) -> None:
     cells = learning_cells(
         [create_scan("raster"), create_scan("hilbert")], LearningConfig(tasks=(), seeds=2, recipes=own)
     )
-    assert [(cell.params["task"], cell.params["seed"]) for cell in cells] == [
-        (demo.stem, s) for s in (0, 0, 1, 1)
-    ]
+    assert [(cell.params["task"], cell.params["seed"]) for cell in cells] == [(demo.stem, s) for s in (0, 0, 1, 1)]
     wrong = RecipeConfig(trainer="classification", recipe=str(demo))
     with pytest.raises(ConfigError, match="unknown key"):
         learning_cells([create_scan("raster")], LearningConfig(tasks=(), recipes=(wrong,)))

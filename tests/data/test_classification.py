@@ -104,9 +104,7 @@ def test_empty_classes_and_stray_images_are_named(images: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no image", "half"])
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_corrupt_image_is_named_and_skipped_only_on_request(
-    images: Path, content: bytes | str, workers: int
-) -> None:
+def test_a_corrupt_image_is_named_and_skipped_only_on_request(images: Path, content: bytes | str, workers: int) -> None:
     bad = images / "train" / "dog" / "1.png"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(bad)

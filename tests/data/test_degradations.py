@@ -65,12 +65,8 @@ def _numpy(tolerance: dict[str, float]) -> dict[str, float]:
 def test_inside_it_is_the_antialiased_bicubic_of_pillow(scale: float) -> None:
     image = photograph()[..., 0].astype(np.float32)
     ours = resize(image, scale)
-    theirs = np.asarray(
-        Image.fromarray(image).resize((ours.shape[1], ours.shape[0]), Image.Resampling.BICUBIC)
-    )
-    inner = (
-        slice(3 * math.ceil(scale), -3 * math.ceil(scale)),
-    ) * 2  # Pillow cuts the kernel off at the edge
+    theirs = np.asarray(Image.fromarray(image).resize((ours.shape[1], ours.shape[0]), Image.Resampling.BICUBIC))
+    inner = (slice(3 * math.ceil(scale), -3 * math.ceil(scale)),) * 2  # Pillow cuts the kernel off at the edge
     np.testing.assert_allclose(ours[inner], theirs[inner], rtol=1e-4, atol=1e-2)
     assert np.abs(ours - theirs).max() > 1
 
@@ -81,9 +77,7 @@ def test_integers_are_rounded_after_each_axis() -> None:
     assert small.dtype == np.uint8
     rows = np.stack([[slow_resize(list(image[:, x, c]), 0.5) for x in range(20)] for c in range(3)], -1)
     rows = np.clip(np.floor(rows.swapaxes(0, 1) + 0.5), 0, 255)
-    expected = [
-        slow_resize(list(np.concatenate([rows[7, :, 0], rows[7, ::-1, 0]])), 0.5)[i] for i in range(3)
-    ]
+    expected = [slow_resize(list(np.concatenate([rows[7, :, 0], rows[7, ::-1, 0]])), 0.5)[i] for i in range(3)]
     assert list(small[7, 2:3, 0]) == [math.floor(np.clip(expected[2], 0, 255) + 0.5)]
     assert np.abs(small - resize(image.astype(float), 0.5)).max() > 0.5  # clipping shows in noise
     assert resize((image.astype(np.uint16) * 257), 2).dtype == np.uint16
@@ -105,9 +99,7 @@ def test_a_region_is_degraded_as_in_the_whole_picture(config: dict, scale: int) 
     whole = degrade(clean, degradation, scale=scale, seed=3)
     assert whole.shape == (96 // scale, 120 // scale, 3)
     for y, x, side in ((0, 0, 24), (36, 48, 24), (72, 96, 24), (12, 84, 36)):
-        region = degrade_region(
-            clean, slice(y, y + side), slice(x, x + side), degradation, scale=scale, seed=3
-        )
+        region = degrade_region(clean, slice(y, y + side), slice(x, x + side), degradation, scale=scale, seed=3)
         expected = whole[y // scale : (y + side) // scale, x // scale : (x + side) // scale]
         assert np.array_equal(region, expected)
 
@@ -138,9 +130,7 @@ def test_jpeg_is_pillows(channels: int) -> None:
     Image.fromarray(image.squeeze()).save(buffer, "JPEG", quality=10)
     expected = np.asarray(Image.open(buffer)).reshape(image.shape)
     assert np.array_equal(compress_jpeg(image, 10), expected)
-    assert np.array_equal(
-        degrade(image, DegradationConfig(jpeg=10), scale=1), expected.astype(np.float32) / 255
-    )
+    assert np.array_equal(degrade(image, DegradationConfig(jpeg=10), scale=1), expected.astype(np.float32) / 255)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +154,6 @@ def test_photographs_are_there_and_no_scene_is_in_two_parts() -> None:
     for split, names in PHOTOGRAPHS.items():
         pictures = load_photographs(split)
         assert tuple(pictures) == names
-        assert all(
-            p.dtype == np.uint8 and p.shape[2] == 3 and min(p.shape[:2]) >= 192 for p in pictures.values()
-        )
+        assert all(p.dtype == np.uint8 and p.shape[2] == 3 and min(p.shape[:2]) >= 192 for p in pictures.values())
     with pytest.raises(DataError, match="did you mean train"):
         load_photographs("trian")

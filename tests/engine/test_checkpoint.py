@@ -25,9 +25,7 @@ def test_what_was_saved_comes_back(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
-def test_a_crash_while_saving_leaves_the_old_file(
-    saved: Path, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_while_saving_leaves_the_old_file(saved: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*args: object) -> None:
         raise KeyboardInterrupt
 

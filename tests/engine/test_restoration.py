@@ -228,9 +228,7 @@ def test_patches_are_of_one_place(pictures: Path, paired: bool) -> None:
 def test_pairs_that_do_not_fit_are_named(pictures: Path, tmp_path: Path) -> None:
     clean, other = str(pictures / "HR"), str(pictures / "LR")
     with pytest.raises(DataError, match=r"has no degraded picture 'a/0x3'"):
-        open_pictures(
-            SplitConfig(clean=(clean,), degraded=(other,), template="{}x3"), "train", scale=2, channels=3
-        )
+        open_pictures(SplitConfig(clean=(clean,), degraded=(other,), template="{}x3"), "train", scale=2, channels=3)
     with pytest.raises(DataError, match="give one for each"):
         SplitConfig(clean=(clean, clean), degraded=(other,))
     with pytest.raises(DataError, match=r"must hold \{\}"):
@@ -248,9 +246,7 @@ def test_pairs_that_do_not_fit_are_named(pictures: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_and_small_pictures_stop_the_training(
-    pictures: Path, tmp_path: Path, workers: int
-) -> None:
+def test_unreadable_and_small_pictures_stop_the_training(pictures: Path, tmp_path: Path, workers: int) -> None:
     source = open_pictures(SplitConfig(clean=(str(pictures / "HR"),)), "train", scale=2, channels=3)
 
     def loader(source: Any, size: int) -> Any:

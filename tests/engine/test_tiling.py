@@ -52,9 +52,7 @@ def published_rule(restore, image: Tensor, scale: int) -> Tensor:
             bottom, right = (0 if i == rows - 1 else up), (0 if j == columns - 1 else side)
             y, x = i * high, j * wide
             piece = image[:, :, y - top : y + high + bottom, x - left : x + wide + right]
-            core = restore(piece)[
-                :, :, top * scale : (top + high) * scale, left * scale : (left + wide) * scale
-            ]
+            core = restore(piece)[:, :, top * scale : (top + high) * scale, left * scale : (left + wide) * scale]
             out[:, :, y * scale : (y + high) * scale, x * scale : (x + wide) * scale] = core
     return out[:, :, : height * scale, : width * scale]
 
@@ -129,9 +127,7 @@ def test_the_ensemble_is_the_mean_over_the_symmetries() -> None:
 def test_progress_counts_tiles() -> None:
     seen: list[tuple[int, int]] = []
     tiling = Tiling(mode="tiles", tile=16, overlap=0)
-    restore_picture(
-        enlarge(1), picture(30, 40), scale=1, tiling=tiling, tick=lambda *count: seen.append(count)
-    )
+    restore_picture(enlarge(1), picture(30, 40), scale=1, tiling=tiling, tick=lambda *count: seen.append(count))
     assert seen == [(i, 6) for i in range(1, 7)]
 
 

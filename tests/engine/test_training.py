@@ -59,9 +59,7 @@ def assert_same_weights(one: str, two: str) -> None:
 
 
 def test_a_run_leaves_a_complete_folder(recipe, tmp_path: Path) -> None:
-    config = recipe(
-        data={"test_split": "test"}, run={"tensorboard": True, "log_every": 1}, ema={"decay": 0.5}
-    )
+    config = recipe(data={"test_split": "test"}, run={"tensorboard": True, "log_every": 1}, ema={"decay": 0.5})
     metrics = train_classifier(config, cpu=True)
     folder = Path(config.run.output)
     stored = json.loads((folder / "metrics.json").read_text())
@@ -187,9 +185,7 @@ def test_mixing_blends_images_and_labels_alike(recipe, monkeypatch: pytest.Monke
     train_classifier(recipe(run={"epochs": 1}, mix={"mixup": 0.8}), cpu=True)
     assert len(seen) == 9
     for (images, _), mixed in zip(seen, targets[1:], strict=True):
-        expected = (mixed * torch.arange(10.0)).sum(
-            1
-        )  # an image of its class number, blended, is its label's mean
+        expected = (mixed * torch.arange(10.0)).sum(1)  # an image of its class number, blended, is its label's mean
         torch.testing.assert_close(images[:, 0, 5, 5], expected, **TOLERANCES[torch.float32])
         torch.testing.assert_close(mixed.sum(1), torch.ones(128), **TOLERANCES[torch.float32])
     assert any(((mixed > 0).sum(1) == 2).any() for mixed in targets[1:])
@@ -212,9 +208,7 @@ def test_mesa_starts_when_told(recipe) -> None:
         recipe(loss={"mesa": 1.0})
 
 
-def test_divergence_names_the_update_and_keeps_the_checkpoint(
-    recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_divergence_names_the_update_and_keeps_the_checkpoint(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     config = recipe(run={"checkpoint_every": 1})
     loss = ClassificationTask.loss
 
@@ -223,9 +217,7 @@ def test_divergence_names_the_update_and_keeps_the_checkpoint(
         return value * math.nan if (place.epoch, place.update) == (0, 6) else value
 
     monkeypatch.setattr(ClassificationTask, "loss", poison)
-    with pytest.raises(
-        DivergedError, match=r"diverged at update 7 \(epoch 1\): loss nan.*last\.pt is the last good"
-    ):
+    with pytest.raises(DivergedError, match=r"diverged at update 7 \(epoch 1\): loss nan.*last\.pt is the last good"):
         train_classifier(config, cpu=True)
     state = final_state(config.run.output)
     assert state["state"]["update"] == 6
@@ -249,9 +241,7 @@ def test_a_run_is_not_overwritten_by_accident(recipe) -> None:
     with pytest.raises(CheckpointError, match=r"optimizer\.lr was 0\.001, is 0\.5"):
         train_classifier(changed, resume="auto", cpu=True)
     (Path(config.run.output) / "metrics.json").unlink()
-    metrics = train_classifier(
-        config, resume="auto", cpu=True
-    )  # nothing left to train: only the end is made anew
+    metrics = train_classifier(config, resume="auto", cpu=True)  # nothing left to train: only the end is made anew
     assert metrics["updates"] == 9
 
 
@@ -321,7 +311,5 @@ def test_options_train(recipe, sections: dict) -> None:
     metrics = train_classifier(config, cpu=True)
     assert metrics["history"][0]["train_loss"] < 2.4
     if sections.get("optimizer"):
-        scales = {
-            group.get("lr_scale") for group in final_state(config.run.output)["optimizer"]["param_groups"]
-        }
+        scales = {group.get("lr_scale") for group in final_state(config.run.output)["optimizer"]["param_groups"]}
         assert len(scales) > 2

@@ -18,7 +18,12 @@ SMALL = {"feature_size": (4, 8), "depths": (1, 1), "d_state": 2}
 
 # (network, words, input, output)
 SHAPES = [
-    (SegMamba, {"spatial_dims": dims, "in_channels": chans, "out_channels": classes, **SMALL}, (2, chans, *size), classes)
+    (
+        SegMamba,
+        {"spatial_dims": dims, "in_channels": chans, "out_channels": classes, **SMALL},
+        (2, chans, *size),
+        classes,
+    )
     for dims, size in ((2, (16, 12)), (2, (9, 7)), (3, (8, 8, 12)), (3, (5, 7, 4)))
     for chans, classes in ((1, 2), (3, 4))
 ] + [

@@ -21,7 +21,9 @@ def test_train_evaluate_infer(tmp_path: Path) -> None:
     write_generated(tmp_path / "data", cases=3, size=20, classes=1)
     (tmp_path / "data/imagesTs").mkdir()
     source = nibabel.load(tmp_path / "data/imagesTr/volume_001.nii.gz")
-    nibabel.save(nibabel.Nifti1Image(np.asarray(source.dataobj)[:17], source.affine), tmp_path / "data/imagesTs/new.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(np.asarray(source.dataobj)[:17], source.affine), tmp_path / "data/imagesTs/new.nii.gz"
+    )
     small = {"bundle_root": str(tmp_path), "dataset_dir": str(tmp_path / "data"), "feature_size": [4, 8], "depths": [1, 1],
              "patch": [16, 16, 16], "device": "$torch.device('cpu')"}  # fmt: skip
     for kind, more in (("train", {"train#trainer#max_epochs": 1}), ("evaluate", {}), ("inference", {})):

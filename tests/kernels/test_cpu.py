@@ -87,7 +87,13 @@ def make_scan(batch, K, Ku, D, N, L, *, order="shared", skip=True, bias=True, dt
     delta = (torch.randn(K, batch * L, D) * 0.5).view(K, batch, L, D).permute(1, 2, 0, 3)
     projection = torch.randn(batch, L, K, 3 + 2 * N)
     A = -torch.rand(K, D, N) * N - 0.2
-    tensors = [u.to(dtype), delta.to(dtype), A, projection[..., 3 : 3 + N].to(dtype), projection[..., 3 + N :].to(dtype)]
+    tensors = [
+        u.to(dtype),
+        delta.to(dtype),
+        A,
+        projection[..., 3 : 3 + N].to(dtype),
+        projection[..., 3 + N :].to(dtype),
+    ]
     tensors += [torch.randn(K, D) if skip else None, torch.rand(K, D) * 4 - 4 if bias else None]
     return tensors, make_order(order, batch, K, L)
 
@@ -173,7 +179,9 @@ def test_inputs_of_any_stride():
     wide_order = torch.zeros(2, 80, dtype=torch.int32)
     wide_order[:, ::2] = order
     check_scan(strided, wide_order[:, ::2])
-    check_scan([t.transpose(0, 1).contiguous().transpose(0, 1) for t in tensors], order.t().contiguous().t(), merge="none")
+    check_scan(
+        [t.transpose(0, 1).contiguous().transpose(0, 1) for t in tensors], order.t().contiguous().t(), merge="none"
+    )
 
 
 @pytest.mark.parametrize(("batch", "L", "D"), [(0, 8, 5), (2, 0, 5), (2, 8, 0)])
@@ -219,7 +227,11 @@ def test_half_precision_is_as_exact_as_eager_torch(merge, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_rounds_as_torch_does(dtype):
     special = [0.0, -0.0, 1.0, float("inf"), float("-inf"), 1 + torch.finfo(dtype).eps / 2, 6e4, 7e4, 3e-5]
-    x = torch.cat([torch.tensor(special), torch.randn(991) * 100])[:, None, None, None].expand(-1, 1, 1, 33).contiguous()
+    x = (
+        torch.cat([torch.tensor(special), torch.randn(991) * 100])[:, None, None, None]
+        .expand(-1, 1, 1, 33)
+        .contiguous()
+    )
     weight = torch.ones(1, 33, 1)
     out = cpu.route_conv_forward(x.to(dtype), weight, None, None, False)  # one tap of 1: a copy
     assert torch.equal(out, x.to(dtype))

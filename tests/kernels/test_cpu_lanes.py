@@ -21,7 +21,9 @@ PROCESSORS = {  # lanes, LLVM's name, features
     "AVX2": (8, "haswell", f"{AVX},+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"),
 }
 # Every number of states that needs groups of its own, all dtypes, states, whole rows and parts of registers.
-CASES = "any_length or any_channel or half_precision or states or extreme or not_finite or conv or threads or cannot_run"
+CASES = (
+    "any_length or any_channel or half_precision or states or extreme or not_finite or conv or threads or cannot_run"
+)
 RUN = """
 import sys, pytest
 from visionssm_kernels.cpu.simd import LANES

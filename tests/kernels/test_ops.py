@@ -44,9 +44,7 @@ def permutations(*shape: int, length: int) -> Tensor:
     return torch.rand(*shape, length).argsort(-1)
 
 
-def outputs_and_gradients(
-    backend: str, inputs: dict[str, Tensor], probe: Tensor, **options: object
-) -> list[Tensor]:
+def outputs_and_gradients(backend: str, inputs: dict[str, Tensor], probe: Tensor, **options: object) -> list[Tensor]:
     y = vk.routed_scan(**inputs, backend=backend, **options)
     parts = y if isinstance(y, tuple) else (y,)
     loss = sum((part.double() * probe.flatten()[: part.numel()].reshape(part.shape)).sum() for part in parts)
@@ -101,8 +99,7 @@ def test_lengths_around_chunk_borders(backend: str, length: int) -> None:
 def test_non_contiguous_inputs(backend: str) -> None:
     inputs = make(2, 12, 2, 8, 4)
     strided = {
-        name: t.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_()
-        for name, t in inputs.items()
+        name: t.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for name, t in inputs.items()
     }
     assert not strided["u"].is_contiguous()
     assert_like_reference(backend, strided, order=permutations(2, length=12))
@@ -167,9 +164,7 @@ def test_chunked_does_not_overflow_where_decays_vanish() -> None:
 
 @pytest.mark.parametrize("backend", RUNS_HERE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_no_worse_than_rounding_its_inputs_and_output(
-    backend: str, dtype: torch.dtype
-) -> None:
+def test_half_precision_is_no_worse_than_rounding_its_inputs_and_output(backend: str, dtype: torch.dtype) -> None:
     inputs = make(2, 100, 2, 16, 8, grad=False)
     halves = {n: t.to(dtype) if n in ("u", "delta", "B", "C") else t for n, t in inputs.items()}
     exact = vk.routed_scan(**{n: t.double() for n, t in halves.items()}, backend="reference")
@@ -210,10 +205,7 @@ def test_route_conv(backend: str, shared: bool, table: str) -> None:
                 total = exact[2][k].clone()
                 for j in range(min(width, t + 1)):
                     if steps[t - j] >= 0:
-                        total = (
-                            total
-                            + exact[1][k, :, width - 1 - j] * exact[0][b, steps[t - j], 0 if shared else k]
-                        )
+                        total = total + exact[1][k, :, width - 1 - j] * exact[0][b, steps[t - j], 0 if shared else k]
                 wanted[b, position, k] = torch.nn.functional.silu(total)
     torch.testing.assert_close(got.double(), wanted, **TOLERANCES[torch.float32])
     probe = torch.randn_like(wanted)

@@ -29,10 +29,7 @@ LARGE_SCANS = [
     Scan("long", B=1, K=1, D=33, N=2, L=5003, delta_mean=-4.0),
     Scan("long, one after the other", B=1, K=1, D=33, N=2, L=1003, delta_mean=-4.0, split=False),
     Scan("marks", B=2, K=4, D=128, N=4, L=784, table="subset", states=True, delta_mean=-4.0),
-    *(
-        Scan(f"half, state {n}", B=2, K=2, D=96, N=n, L=257, dtype="bfloat16", delta_mean=-4.0)
-        for n in (1, 16, 64)
-    ),
+    *(Scan(f"half, state {n}", B=2, K=2, D=96, N=n, L=257, dtype="bfloat16", delta_mean=-4.0) for n in (1, 16, 64)),
 ]
 LARGE_CONVS = [
     Conv("large", B=2, Kx=1, K=4, D=200, L=1000, W=4),
@@ -56,9 +53,7 @@ def test_tiny(case: Scan | Conv) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case", [*LARGE_SCANS, *LARGE_CONVS], ids=lambda case: f"{type(case).__name__} {case.name}"
-)
+@pytest.mark.parametrize("case", [*LARGE_SCANS, *LARGE_CONVS], ids=lambda case: f"{type(case).__name__} {case.name}")
 def test_large(case: Scan | Conv) -> None:
     assert not too_large(case)
 
@@ -141,9 +136,7 @@ def test_time(case: Scan) -> None:
     copy = milliseconds(lambda: [x.clone() for x in (*tensors, y)])
     forward = milliseconds(lambda: scan.routed_scan_forward(*inputs, False, False))
     backward = milliseconds(lambda: scan.routed_scan_backward(y, None, *inputs, checkpoints))
-    print(
-        f"{case.name}: forward {forward:.3f} ms, backward {backward:.3f} ms, copy of inputs and output {copy:.3f} ms"
-    )
+    print(f"{case.name}: forward {forward:.3f} ms, backward {backward:.3f} ms, copy of inputs and output {copy:.3f} ms")
     assert forward < 10 * copy
     assert backward < 6 * forward
 

@@ -63,9 +63,7 @@ def test_reasons_in_the_interpreter() -> None:
         "    print(why_not(cpu, dtype, d_state))"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "kernels")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     runs, dtype, d_state = done.stdout.splitlines()
     assert runs == "None"
     assert "float64" in dtype

@@ -158,9 +158,7 @@ def make_table(kind: str | None, batch: int, length: int, routes: int, per_image
         if kind in ("subset", "empty"):
             row = row[:steps]
         if kind == "padded":
-            kept = torch.cat(
-                (row[: length - 1], torch.full((steps - length + 1,), -1))
-            )  # misses a position, too
+            kept = torch.cat((row[: length - 1], torch.full((steps - length + 1,), -1)))  # misses a position, too
             row = kept[torch.randperm(steps)]
         rows.append(row)
     table = torch.stack(rows).int()
@@ -273,18 +271,14 @@ def changed(settings: dict[tuple[ModuleType, str], int]) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def errors(
-    got: dict[str, Tensor | None], want: dict[str, Tensor | None], rounded: dict[str, str]
-) -> dict[str, float]:
+def errors(got: dict[str, Tensor | None], want: dict[str, Tensor | None], rounded: dict[str, str]) -> dict[str, float]:
     """Largest error of each tensor over its largest value; infinity for a NaN, a wrong shape, dtype or None."""
     out = {}
     for key, expected in want.items():
         actual = got[key]
         if expected is None or actual is None:
             out[key] = 0.0 if expected is actual else float("inf")
-        elif (
-            actual.shape != expected.shape or str(actual.dtype) != rounded[key] or not actual.isfinite().all()
-        ):
+        elif actual.shape != expected.shape or str(actual.dtype) != rounded[key] or not actual.isfinite().all():
             out[key] = float("inf")
         else:
             scale = expected.abs().amax().clamp(min=1e-30) if expected.numel() else torch.ones(())
@@ -316,9 +310,7 @@ def run_scan(case: Scan, device: str) -> dict[str, object]:
     grads = dict(zip(leaves, grads, strict=True))
     want = {"y": y.detach(), "states": states.detach() if case.states else torch.empty(0)}
     want |= {f"d{k}": grads.get(k) for k in INPUTS}
-    last = [
-        min(end, steps.shape[2]) - 1 for end in range(scan.CHUNK, steps.shape[2] + scan.CHUNK, scan.CHUNK)
-    ]
+    last = [min(end, steps.shape[2]) - 1 for end in range(scan.CHUNK, steps.shape[2] + scan.CHUNK, scan.CHUNK)]
     want["checkpoints"] = steps[:, :, last].detach()
 
     settings = {}

@@ -114,9 +114,7 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
         file.flush()
         command = [str(CUOBJDUMP), "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack, shared = (
-        int(re.search(rf"{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK", "SHARED")
-    )
+    registers, stack, shared = (int(re.search(rf"{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK", "SHARED"))
     return Resources(registers, stack, shared)
 
 

@@ -17,7 +17,9 @@ MOVES = {(0, 1): 1, (0, -1): 2, (-1, 0): 3, (1, 0): 4}  # (rows, columns) of a s
 
 def slow_visits(order_KT: Tensor, width: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Arrivals, ranks and moves, step by step, in two dimensions."""
-    arrived, rank, move = (torch.zeros(order_KT.shape[0], n, dtype=torch.long) for n in (order_KT.shape[1], length, length))
+    arrived, rank, move = (
+        torch.zeros(order_KT.shape[0], n, dtype=torch.long) for n in (order_KT.shape[1], length, length)
+    )
     for k, route in enumerate(order_KT.tolist()):
         before = None
         count = 0

@@ -78,7 +78,7 @@ class Sizes(TorchDispatchMode):
         super().__init__()
         self.made: list[tuple[str, int]] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN201
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         inputs = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
@@ -105,7 +105,10 @@ def test_nothing_is_copied_that_the_routed_scan_can_gather() -> None:
 def test_schedules_and_lists_of_orders() -> None:
     orders = layer_scans("nd_2d", 4)
     assert len({order.key for order in orders}) == 4
-    assert [o.name for o in layer_scans(["raster", {"name": "window", "directions": ["w2"]}], 2)] == ["raster", "window"]
+    assert [o.name for o in layer_scans(["raster", {"name": "window", "directions": ["w2"]}], 2)] == [
+        "raster",
+        "window",
+    ]
     with pytest.raises(ValueError, match="lists 2 orders, but the model has 3 layers"):
         layer_scans(["raster", "cross"], 3)
     with pytest.raises(ValueError, match="need a 'name'"):

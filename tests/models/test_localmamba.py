@@ -74,9 +74,7 @@ def by_hand(mixer: SequenceScan, x_BLC: Tensor, size: tuple[int, int], token: bo
 def test_padding_before_the_convolution(size: tuple[int, int], token: bool) -> None:
     scan = create_scan("window", directions=DIRECTIONS)
     order = with_slots(with_token(scan, mirrored=False) if token else scan)
-    mixer = SequenceScan(
-        8, routes=7, d_inner=16, d_state=3, dt_rank=2, merge=GatedMerge(16), slots=True
-    ).double()
+    mixer = SequenceScan(8, routes=7, d_inner=16, d_state=3, dt_rank=2, merge=GatedMerge(16), slots=True).double()
     torch.nn.init.normal_(mixer.dt_bias)  # large steps, over which padding is felt
     length = size[0] * size[1] + token
     x = torch.randn(2, length, 8, dtype=torch.float64, requires_grad=True)
@@ -229,9 +227,7 @@ def test_gate_is_per_image_route_and_channel() -> None:
     for k in range(3):
         alone = gate.norm(y[:, :, k]).mean(1)
         factor = torch.sigmoid(gate.select(F.gelu(gate.reduce(alone))))
-        torch.testing.assert_close(
-            gate(y)[:, :, k], y[:, :, k] * factor[:, None], **TOLERANCES[torch.float32]
-        )
+        torch.testing.assert_close(gate(y)[:, :, k], y[:, :, k] * factor[:, None], **TOLERANCES[torch.float32])
 
 
 @pytest.mark.parametrize("name", ["local_vim_nano", "local_vmamba_nano"])

@@ -115,9 +115,7 @@ def test_heads(upsampler: str, upscale: int) -> None:
 def test_a_head_of_zeros_gives_the_mean_or_the_image() -> None:
     x = torch.rand(1, 3, 5, 6)
     for upsampler, upscale in (("pixelshuffle", 2), ("none", 1)):
-        model = visionssm.create_model(
-            "mambair_nano_x2", upsampler=upsampler, upscale=upscale, img_range=255.0
-        ).eval()
+        model = visionssm.create_model("mambair_nano_x2", upsampler=upsampler, upscale=upscale, img_range=255.0).eval()
         torch.nn.init.zeros_(model.head.conv_last.weight)
         torch.nn.init.zeros_(model.head.conv_last.bias)
         wanted = x if upsampler == "none" else model.mean.expand(1, 3, 10, 12)
@@ -145,14 +143,10 @@ def test_unet_pads_and_crops() -> None:
 def test_basicsr_files(path: Path, wrapper: str, tmp_path: Path) -> None:
     case = load_cases(path)[0]
     weights = torch_weights(case)
-    wanted = visionssm.load_official(
-        visionssm.create_model(f"{case.family}_{case.variant}"), weights
-    ).state_dict()
+    wanted = visionssm.load_official(visionssm.create_model(f"{case.family}_{case.variant}"), weights).state_dict()
     file = tmp_path / "net_g.pth"
     torch.save({wrapper: {f"module.{name}": value for name, value in weights.items()}}, file)
-    found = visionssm.load_official(
-        visionssm.create_model(f"{case.family}_{case.variant}"), file
-    ).state_dict()
+    found = visionssm.load_official(visionssm.create_model(f"{case.family}_{case.variant}"), file).state_dict()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
@@ -201,10 +195,7 @@ def test_every_variant_has_a_record(name: str) -> None:
 
 
 def test_tags() -> None:
-    assert (
-        pretrained_cfg("mambair_color_dn.sigma25").hf_hub_filename
-        == "MambaIRv1_ckpt/ColorDN_MambaIR_level25.pth"
-    )
+    assert pretrained_cfg("mambair_color_dn.sigma25").hf_hub_filename == "MambaIRv1_ckpt/ColorDN_MambaIR_level25.pth"
     assert visionssm.create_model("mambair_nano_x2.untrained").pretrained_cfg["tag"] == "untrained"
     with pytest.raises(ValueError, match="has the tags 'sigma15', 'sigma25', 'sigma50'"):
         pretrained_cfg("mambair_color_dn.sigma5")
@@ -237,7 +228,5 @@ def test_pretrained_downloads_and_converts(tmp_path: Path, monkeypatch: pytest.M
     model = visionssm.create_model("mambairv2_light_x2", pretrained=True)
     assert asked == ["https://github.com/csguoh/MambaIR/releases/download/v1.0/mambairv2_lightSR_x2.pth"]
     assert torch.equal(model.norm.bias, weights["norm.bias"])
-    with pytest.raises(
-        CheckpointError, match=r"head\.upsample\.0\.weight"
-    ):  # the output's channels cannot be adapted
+    with pytest.raises(CheckpointError, match=r"head\.upsample\.0\.weight"):  # the output's channels cannot be adapted
         visionssm.create_model("mambairv2_light_x2", pretrained=True, in_chans=1)

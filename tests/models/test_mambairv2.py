@@ -46,10 +46,7 @@ def slow_attentive_scan(mixer: AttentiveScan, x: torch.Tensor, stable: bool) -> 
     C = C + prompt
     state, outputs = torch.zeros(len(u), u.shape[-1], B.shape[-1]), []
     for t in range(u.shape[1]):
-        state = (
-            torch.exp(dt[:, t, :, None] * -mixer.A_log[0].exp()) * state
-            + (dt * u)[:, t, :, None] * B[:, t, None]
-        )
+        state = torch.exp(dt[:, t, :, None] * -mixer.A_log[0].exp()) * state + (dt * u)[:, t, :, None] * B[:, t, None]
         outputs.append((state * C[:, t, None]).sum(-1) + mixer.D[0] * u[:, t])
     y = mixer.out_proj(mixer.out_norm(torch.stack(outputs, 1)))
     return torch.empty_like(y).scatter_(1, index.expand_as(y), y).view_as(x)
@@ -95,9 +92,7 @@ def test_window_attention_against_regions(shift: int, size: tuple[int, int]) -> 
     module = WindowAttention(12, heads=3, window=4, shift=shift)
     x = torch.randn(2, *size, 12)
     with torch.no_grad():
-        module.bias.relative_position_bias_table.copy_(
-            torch.randn_like(module.bias.relative_position_bias_table)
-        )
+        module.bias.relative_position_bias_table.copy_(torch.randn_like(module.bias.relative_position_bias_table))
         torch.testing.assert_close(module(x), slow_window_attention(module, x), **CLOSE)
 
 

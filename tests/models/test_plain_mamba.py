@@ -62,9 +62,7 @@ def test_a_published_file_is_loaded_strictly() -> None:
     state = published()
     model = visionssm.create_model("plain_mamba_l1")
     with pytest.raises(CheckpointError, match=r"1 missing: blocks\.0\.local\.norm\.running_mean"):
-        visionssm.load_official(
-            model, {k: v for k, v in state.items() if k != "backbone.layers.0.dw.1.running_mean"}
-        )
+        visionssm.load_official(model, {k: v for k, v in state.items() if k != "backbone.layers.0.dw.1.running_mean"})
     with pytest.raises(CheckpointError, match=r"1 unexpected: blocks\.1\.local\.conv\.weight"):
         visionssm.load_official(model, {**state, "backbone.layers.1.dw.0.weight": torch.zeros(192, 1, 3, 3)})
 
@@ -76,16 +74,12 @@ def test_published_weights_serve_any_scan_order_and_size(tmp_path: Path) -> None
         "pretrained": True,
         "pretrained_cfg_overlay": {"file": str(tmp_path / "l1.pth"), "custom_load": True},
     }
-    model = timm.create_model(
-        "plain_mamba_l1", img_size=(64, 96), num_classes=3, scan="hilbert", **options
-    ).eval()
+    model = timm.create_model("plain_mamba_l1", img_size=(64, 96), num_classes=3, scan="hilbert", **options).eval()
     assert model.pos_embed.shape == (1, 4 * 6, 192)
     usual = timm.create_model("plain_mamba_l1", num_classes=0, **options).eval()
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        torch.testing.assert_close(
-            model.embed(x)[0], usual.embed(x)[0]
-        )  # resized when loading, and on the way
+        torch.testing.assert_close(model.embed(x)[0], usual.embed(x)[0])  # resized when loading, and on the way
         assert model(x).isfinite().all()
         assert not torch.allclose(model.forward_features(x), usual.forward_features(x), atol=1e-3)
 

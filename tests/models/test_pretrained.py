@@ -148,9 +148,7 @@ def test_hub_repositories_of_official_and_of_own_files(server: tuple[str, Path],
     assert float(run.stdout.split()[-1]) == pytest.approx(wanted, abs=1e-2)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in visionssm.list_models(task="classification") if n.endswith("_nano")]
-)
+@pytest.mark.parametrize("name", [n for n in visionssm.list_models(task="classification") if n.endswith("_nano")])
 def test_architectures_without_released_weights_say_so(name: str) -> None:
     with pytest.raises(RuntimeError, match=r"[Nn]o pretrained weights exist"):
         timm.create_model(name, pretrained=True)

@@ -74,7 +74,9 @@ def test_weight_decay_is_that_of_the_published_training(name: str) -> None:
     without = {names[id(p)] for p in kept["params"]}
     vectors = (".D", "norm.weight", "out_norm.bias", "skip_scale", "fc.bias")
     assert {name for name in names.values() if name.endswith(vectors)} <= without
-    assert not any(name.endswith((".A_log", ".x_proj", ".dt_proj", "in_proj.weight", "conv.weight")) for name in without)
+    assert not any(
+        name.endswith((".A_log", ".x_proj", ".dt_proj", "in_proj.weight", "conv.weight")) for name in without
+    )
     assert any(name.endswith(".dt_bias") for name in without) == (name == "mamba_nd_nano")
 
 
@@ -211,7 +213,9 @@ def test_convolutions_as_weights_of_linear_layers() -> None:
     visionssm.load_official(one, {"model_ema": state, "epoch": 299})
     visionssm.load_official(other, as_convs)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    with pytest.raises(CheckpointError, match=r"1 missing: stages\.2\.blocks\.0\.mixer\.squeeze_excite\.reduce\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"1 missing: stages\.2\.blocks\.0\.mixer\.squeeze_excite\.reduce\.weight"
+    ):
         visionssm.load_official(one, {k: v for k, v in state.items() if k != "layers.2.blocks.0.op.se.fc.0.weight"})
 
 
@@ -239,7 +243,9 @@ def test_positions_of_another_grid(tmp_path: Path) -> None:
     state = small_case("mamba_nd/2d_small.json")
     torch.save({"state_dict": state}, tmp_path / "small.pth")
     overlay = {"file": str(tmp_path / "small.pth"), "hf_hub_id": None, "custom_load": True}
-    resized = timm.create_model("mamba_nd_2d_small", pretrained=True, img_size=64, pretrained_cfg_overlay=overlay).eval()
+    resized = timm.create_model(
+        "mamba_nd_2d_small", pretrained=True, img_size=64, pretrained_cfg_overlay=overlay
+    ).eval()
     fixed = visionssm.load_official(visionssm.create_model("mamba_nd_2d_small"), state).eval()
     assert resized.stem.pos_embed.shape == (1, 64, 384)
     x = torch.randn(1, 3, 64, 64)

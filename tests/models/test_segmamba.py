@@ -141,7 +141,9 @@ def test_export_of_any_number_of_planes() -> None:
     model, x = nano(), torch.randn(1, 1, 8, 8, 12)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own while exporting
-        program = torch.export.export(model, (x,), dynamic_shapes=({2: 4 * Dim("planes", min=2, max=16)},), strict=False)
+        program = torch.export.export(
+            model, (x,), dynamic_shapes=({2: 4 * Dim("planes", min=2, max=16)},), strict=False
+        )
         other = torch.randn(1, 1, 16, 8, 12)
         torch.testing.assert_close(program.module()(other), model(other), **TOLERANCE)
 

@@ -55,9 +55,7 @@ def test_pretrained_takes_a_file_that_was_fetched(tmp_path: Path) -> None:
     name = "layers.2.blocks.5.self_attention.state_fusion."
     assert torch.equal(fusion.kernels[1], state[f"{name}kernel_3_1"])
     assert torch.equal(fusion.alpha, state[f"{name}alpha"])
-    torch.testing.assert_close(
-        model.stem.conv1.weight, state["patch_embed.conv1.conv.weight"].sum(1, keepdim=True)
-    )
+    torch.testing.assert_close(model.stem.conv1.weight, state["patch_embed.conv1.conv.weight"].sum(1, keepdim=True))
     assert model.head.fc.weight.shape == (3, 512)
 
 
@@ -65,9 +63,7 @@ def test_a_published_file_is_loaded_strictly() -> None:
     state = published()
     model = visionssm.create_model("spatial_mamba_tiny")
     lost = "layers.0.blocks.1.self_attention.state_fusion.kernel_3_2"
-    with pytest.raises(
-        CheckpointError, match=r"of another shape: stages\.0\.blocks\.1\.mixer\.fusion\.kernels"
-    ):
+    with pytest.raises(CheckpointError, match=r"of another shape: stages\.0\.blocks\.1\.mixer\.fusion\.kernels"):
         visionssm.load_official(model, {k: v for k, v in state.items() if k != lost})
     with pytest.raises(CheckpointError, match=r"1 missing: stages\.1\.downsample\.norm\.running_var"):
         visionssm.load_official(
@@ -113,7 +109,5 @@ def test_weight_decay_is_that_of_the_published_training() -> None:
     kept, _ = param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())
     names = {id(p): name for name, p in model.named_parameters()}
     without = {names[id(p)] for p in kept["params"]}
-    assert {
-        name for name in names.values() if name.endswith((".D", ".dt_bias", ".alpha", "norm1.weight"))
-    } <= without
+    assert {name for name in names.values() if name.endswith((".D", ".dt_bias", ".alpha", "norm1.weight"))} <= without
     assert not any(name.endswith((".A_log", ".kernels", ".x_proj", ".dt_proj")) for name in without)

@@ -49,12 +49,8 @@ def test_default_cfg(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     cfg, state = model.default_cfg, model.state_dict()
-    classifiers = (
-        [cfg["classifier"]] if isinstance(cfg["classifier"], str) else cfg["classifier"]
-    )  # two if distilled
-    assert all(
-        state[f"{classifier}.weight"].shape[0] == cfg["num_classes"] == 1000 for classifier in classifiers
-    )
+    classifiers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else cfg["classifier"]  # two if distilled
+    assert all(state[f"{classifier}.weight"].shape[0] == cfg["num_classes"] == 1000 for classifier in classifiers)
     assert cfg["first_conv"] + ".weight" in state
     assert state[cfg["first_conv"] + ".weight"].shape[1] == cfg["input_size"][0] == 3
     assert cfg["license"]
@@ -114,9 +110,7 @@ def test_forward_intermediates(small: nn.Module) -> None:
         assert all(m.shape[3] > m.shape[2] for m in maps)
         only = small.forward_intermediates(x, indices=[1], intermediates_only=True, stop_early=True)
         torch.testing.assert_close(only[0], maps[1])
-        channels_last = small.forward_intermediates(
-            x, indices=[1], intermediates_only=True, output_fmt="NHWC"
-        )
+        channels_last = small.forward_intermediates(x, indices=[1], intermediates_only=True, output_fmt="NHWC")
         torch.testing.assert_close(channels_last[0].permute(0, 3, 1, 2), maps[1])
     with pytest.raises(AssertionError, match="Output format"):
         small.forward_intermediates(x, output_fmt="CHWN")

@@ -61,9 +61,7 @@ def test_parameters_are_current(name: str) -> None:
 
 def test_reported_figures_are_of_variants_and_complete() -> None:
     assert set(REPORTED) <= set(NAMES)
-    classifiers = {
-        name for name in visionssm.list_models(task="classification") if not update_cards.is_own(name)
-    }
+    classifiers = {name for name in visionssm.list_models(task="classification") if not update_cards.is_own(name)}
     assert classifiers <= set(REPORTED)
     assert all(REPORTED[name].top1 for name in classifiers)
 

@@ -15,9 +15,7 @@ EXTRAS = {"train", "openmmlab", "medical", "export", "dev", "all"}
 
 def test_version_has_one_source() -> None:
     """It is written down once, in visionssm/__init__.py; pyproject.toml reads it from there."""
-    written = re.findall(
-        r'^__version__ = "(.+)"$', (ROOT / "visionssm/__init__.py").read_text(), re.MULTILINE
-    )
+    written = re.findall(r'^__version__ = "(.+)"$', (ROOT / "visionssm/__init__.py").read_text(), re.MULTILINE)
     assert written == [visionssm.__version__]
     assert importlib.metadata.version("visionssm") == visionssm.__version__, (
         "reinstall: the metadata is of another version"
@@ -49,8 +47,7 @@ def test_constraints_pin_every_requirement() -> None:
     """Every requirement of every extra is pinned, so CI cannot change by itself."""
     pins = re.findall(r"^([a-z0-9.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     required = {
-        re.match(r"[A-Za-z0-9_.-]+", line)[0].lower()
-        for line in importlib.metadata.requires("visionssm") or []
+        re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in importlib.metadata.requires("visionssm") or []
     }
     assert required - {"visionssm"} <= set(pins)
 
@@ -59,9 +56,7 @@ def test_constraints_pin_every_requirement() -> None:
 FORBIDDEN = {
     "a sibling of the checkout": r"\.\./" + "shared",
     "a path of one machine": r"(?<![\w.:/-])/(work|root|opt|home/\w+|Users/\w+)/",
-    "a package index": r"(?i)(index[-_]url|find[-_]links)[ =\"']+\S*[:/]|https?://\S*(/simp"
-    + r"le\b|py"
-    + r"pi\.)",
+    "a package index": r"(?i)(index[-_]url|find[-_]links)[ =\"']+\S*[:/]|https?://\S*(/simp" + r"le\b|py" + r"pi\.)",
 }
 
 

@@ -11,9 +11,7 @@ from dev import update_snapshots
 
 def test_api_surface() -> None:
     was, now = update_snapshots.API.read_text(), update_snapshots.api_surface()
-    difference = "\n".join(
-        difflib.unified_diff(was.splitlines(), now.splitlines(), "snapshot", "now", lineterm="")
-    )
+    difference = "\n".join(difflib.unified_diff(was.splitlines(), now.splitlines(), "snapshot", "now", lineterm=""))
     assert not difference, f"{difference}\nIf this is intended: make snapshots"
 
 

@@ -45,10 +45,7 @@ def hierarchical_or_dense(model: nn.Module, x: Tensor, case: Case) -> dict[str, 
     """What `hierarchical` gives, or the normed maps of a detector's backbone."""
     if "backbone" not in case.name:
         return hierarchical(model, x, case)
-    return {
-        f"out{i}": feature
-        for i, feature in enumerate(model.forward_intermediates(x, intermediates_only=True))
-    }
+    return {f"out{i}": feature for i, feature in enumerate(model.forward_intermediates(x, intermediates_only=True))}
 
 
 def vim_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
@@ -59,14 +56,10 @@ def vim_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
     for name, index in (("first", 0), ("mid", depth // 2), ("last", depth - 1)):
         block = model.blocks[index]
         hooks.append(
-            block.norm.register_forward_pre_hook(
-                lambda _, a, n=name: kept.update({f"block_{n}_residual": a[0]})
-            )
+            block.norm.register_forward_pre_hook(lambda _, a, n=name: kept.update({f"block_{n}_residual": a[0]}))
         )
         hooks.append(
-            block.mixer.register_forward_hook(
-                lambda _, a, out, n=name: kept.update({f"block_{n}_hidden": out})
-            )
+            block.mixer.register_forward_hook(lambda _, a, out, n=name: kept.update({f"block_{n}_hidden": out}))
         )
     tokens = model.forward_features(x)
     for hook in hooks:
@@ -127,9 +120,7 @@ def mambairv2_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tens
     with ExitStack() as stack:
         if "from numpy" in case.spec.get("routing", ""):
             for k, mixer in enumerate(mixers):
-                stack.enter_context(
-                    patch.object(mixer, "draw_noise", partial(ruled_noise, k, mixer.categories))
-                )
+                stack.enter_context(patch.object(mixer, "draw_noise", partial(ruled_noise, k, mixer.categories)))
         else:
             torch.manual_seed(0)
         outputs = restored(model, x, case)
@@ -140,9 +131,7 @@ def mambairv2_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tens
 
 def ruled_noise(layer: int, categories: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
     """The noise of the cases with "rule" routing."""
-    drawn = np.random.Generator(np.random.PCG64(1000 + layer)).random(
-        (len(x), x[0, ..., 0].numel(), categories)
-    )
+    drawn = np.random.Generator(np.random.PCG64(1000 + layer)).random((len(x), x[0, ..., 0].numel(), categories))
     return torch.from_numpy(-np.log(-np.log(drawn.clip(1e-12, 1 - 1e-12)))).float()
 
 
@@ -208,16 +197,12 @@ FAMILIES = {
     "group_mamba": Family(lambda case: f"group_mamba_{case.variant}", outputs=hierarchical),
     "local_vim": Family(lambda case: case.variant, options=local_vim_options, outputs=vim_outputs),
     "local_vmamba": Family(lambda case: f"local_vmamba_{case.variant}", outputs=local_vmamba),
-    "mair": Family(
-        lambda case: f"mair_{case.variant}", outputs=restored, tolerance="PUBLISHED_IMAGES_AND_VOLUMES"
-    ),
+    "mair": Family(lambda case: f"mair_{case.variant}", outputs=restored, tolerance="PUBLISHED_IMAGES_AND_VOLUMES"),
     "mamba_nd": Family(lambda case: f"mamba_nd_{case.variant}", outputs=mamba_nd_outputs),
     "mambair": Family(
         lambda case: f"mambair_{case.variant}",
         outputs=restored,
-        tolerance=lambda case: (
-            "PUBLISHED_UNET_IMAGES" if case.variant == "real_dn" else "PUBLISHED_IMAGES_AND_VOLUMES"
-        ),
+        tolerance=lambda case: "PUBLISHED_UNET_IMAGES" if case.variant == "real_dn" else "PUBLISHED_IMAGES_AND_VOLUMES",
     ),
     "mambairv2": Family(
         lambda case: f"mambairv2_{case.variant}",
@@ -225,9 +210,7 @@ FAMILIES = {
         outputs=mambairv2_outputs,
         tolerance="PUBLISHED_IMAGES_AND_VOLUMES",
     ),
-    "msvmamba": Family(
-        lambda case: f"msvmamba_{case.variant}", options=dense_options, outputs=hierarchical_or_dense
-    ),
+    "msvmamba": Family(lambda case: f"msvmamba_{case.variant}", options=dense_options, outputs=hierarchical_or_dense),
     "plain_mamba": Family(lambda case: case.variant, outputs=plain_mamba_outputs),
     "segmamba": Family(
         lambda case: f"segmamba_{case.variant}",

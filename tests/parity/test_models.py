@@ -58,9 +58,7 @@ def test_gradients(case: Case, backend: str) -> None:
     """The conversion is differentiable, so gradients are compared under the published names."""
     model = _build(case)
     statistics = ("running_mean", "running_var")
-    published = {
-        n: value.requires_grad_(not n.endswith(statistics)) for n, value in torch_weights(case).items()
-    }
+    published = {n: value.requires_grad_(not n.endswith(statistics)) for n, value in torch_weights(case).items()}
     with visionssm_kernels.use_backend(backend):
         outputs = functional_call(model, convert(published, model), torch.from_numpy(case.input()))
         probe = torch.from_numpy(make_input(list(outputs.shape), 5))

@@ -153,9 +153,7 @@ def cubes(D: int, H: int, W: int) -> list[list[slow.Cell | None]]:
 
 VOLUMES = {
     ("raster", ()): lambda *s: [d_h_w(*s, "dhw")],
-    ("cross", ()): lambda *s: [
-        p for f in (list, back) for o in ("dhw", "hwd", "wdh") for p in [f(d_h_w(*s, o))]
-    ],
+    ("cross", ()): lambda *s: [p for f in (list, back) for o in ("dhw", "hwd", "wdh") for p in [f(d_h_w(*s, o))]],
     ("axes", (("orders", ("whd", "hdw_flip")),)): lambda *s: [d_h_w(*s, "whd"), back(d_h_w(*s, "hdw"))],
     ("nd_3d", ()): lambda *s: [p for o in ("dhw", "dwh", "whd") for p in (d_h_w(*s, o), back(d_h_w(*s, o)))],
     ("tri_orientated", ()): tri_orientated,
@@ -183,9 +181,7 @@ def test_sequence_reorder(length: int, rate: int) -> None:
 
 @given(length=st.integers(1, 70), segment=st.integers(1, 80))
 def test_local_bidirectional(length: int, segment: int) -> None:
-    wanted = [
-        t for start in range(0, length, segment) for t in reversed(range(start, min(start + segment, length)))
-    ]
+    wanted = [t for start in range(0, length, segment) for t in reversed(range(start, min(start + segment, length)))]
     scan = scans.create_scan("local_bidirectional", segment=segment)
     assert scan.routes((length,)).tolist() == [[*range(length)], wanted]
     assert scan.segments((length,)) == (length, segment)

@@ -72,9 +72,7 @@ def test_compile(name: str) -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(
-    "name", ["cross", "hilbert", "nested_s", "sequence_reorder", "skip", "spiral", "window"]
-)
+@pytest.mark.parametrize("name", ["cross", "hilbert", "nested_s", "sequence_reorder", "skip", "spiral", "window"])
 def test_export_with_any_height_and_width(name: str, strict: bool) -> None:
     model = Gather(scans.create_scan(name, ndim=2))
     dims = {1: Dim("H", min=2, max=4096), 2: Dim("W", min=2, max=4096)}
@@ -87,13 +85,9 @@ def test_export_with_any_height_and_width(name: str, strict: bool) -> None:
 def test_export_of_a_volume_survives_saving(tmp_path) -> None:
     model = Gather(scans.create_scan("tri_orientated"))
     dims = {1: Dim("D", min=2, max=64), 2: Dim("H", min=2, max=64), 3: Dim("W", min=2, max=64)}
-    torch.export.save(
-        torch.export.export(model, (image(4, 6, 8),), dynamic_shapes={"x": dims}), tmp_path / "model.pt2"
-    )
+    torch.export.save(torch.export.export(model, (image(4, 6, 8),), dynamic_shapes={"x": dims}), tmp_path / "model.pt2")
     x = image(5, 3, 2)
-    torch.testing.assert_close(
-        torch.export.load(tmp_path / "model.pt2").module()(x), model(x), rtol=0, atol=0
-    )
+    torch.testing.assert_close(torch.export.load(tmp_path / "model.pt2").module()(x), model(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["cross", "window"])
@@ -183,10 +177,7 @@ def test_a_table_is_not_made_on_the_default_device() -> None:
 
 def test_threads_share_the_cache() -> None:
     scan, found = scans.create_scan("hilbert"), []
-    work = [
-        threading.Thread(target=lambda: found.append(scans.route_table(scan, (9, 9), "cpu")))
-        for _ in range(8)
-    ]
+    work = [threading.Thread(target=lambda: found.append(scans.route_table(scan, (9, 9), "cpu"))) for _ in range(8)]
     for thread in work:
         thread.start()
     for thread in work:

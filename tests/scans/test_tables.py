@@ -116,9 +116,7 @@ def test_fewer_directions(base: str, num_direction: int) -> None:
     assert scan.routes(case["size"]).tolist() == case["routes"][:half] + case["routes"][4 : 4 + half]
 
 
-@pytest.mark.parametrize(
-    "name", ["zigzag", "zigzag_hilbert", "nd_2d", "nd_3d", "nd_3d_factorised", "random", "axes"]
-)
+@pytest.mark.parametrize("name", ["zigzag", "zigzag_hilbert", "nd_2d", "nd_3d", "nd_3d_factorised", "random", "axes"])
 def test_one_route_per_layer(name: str) -> None:
     scan = scans.create_scan(name)
     size = (5, 5) if scan.ndim == 2 else (2, 3, 5)

@@ -32,11 +32,7 @@ def test_names() -> None:
 
 
 def test_every_mode_is_measured(results: list[Result]) -> None:
-    in_turn = [
-        (mode, model)
-        for mode in ("latency", "inference", "training")
-        for model in ("vmamba_nano", "resnet10t")
-    ]
+    in_turn = [(mode, model) for mode in ("latency", "inference", "training") for model in ("vmamba_nano", "resnet10t")]
     assert [(r.mode, r.model) for r in results] == [*in_turn, ("loop", "vmamba_nano")]
     assert [r.batch for r in results] == [1, 1, 2, 2, 2, 2, 1]
     for result in results:
@@ -68,9 +64,7 @@ def test_the_loop_runs_the_loop_and_models_take_turns(monkeypatch: pytest.Monkey
     monkeypatch.setattr(speed, "_one_pass", spy)
     measure(["vim_nano", "vmamba_nano"], [64], ["latency"], QUICK)
     first, then = [name for name, _ in seen[:6]], [name for name, _ in seen[6:]]
-    assert (
-        first == ["vim_nano"] * 3 + ["vmamba_nano"] * 3
-    )  # a warm-up, one for the memory, the first that counts
+    assert first == ["vim_nano"] * 3 + ["vmamba_nano"] * 3  # a warm-up, one for the memory, the first that counts
     assert then == ["vim_nano", "vmamba_nano"]
 
 

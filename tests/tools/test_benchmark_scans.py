@@ -63,9 +63,7 @@ def test_every_figure_is_there(folder: Path) -> None:
     assert figures["failures"] == []
     assert [entry["order"] for entry in figures["orders"]] == ORDERS
     tasks = {"classification", "segmentation", "restoration"}
-    assert {(row["order"], row["task"]) for row in figures["learning"]} == {
-        (o, t) for o in ORDERS for t in tasks
-    }
+    assert {(row["order"], row["task"]) for row in figures["learning"]} == {(o, t) for o in ORDERS for t in tasks}
     assert len(figures["runs"]) == 2 * 3 * len(ORDERS)
     assert len(figures["geometry"]) == len(figures["cost"]) == 2 * len(ORDERS)
     assert all(row["peak_bytes"] > 0 and row["both_s"] > 0 for row in figures["cost"])
@@ -170,9 +168,7 @@ def test_tables_sort_with_the_keyboard(page: Any) -> None:
     head = table.locator("thead th").nth(1)
 
     def figures() -> list[float]:
-        return [
-            float(text.split(" ")[0]) for text in table.locator("tbody tr td:nth-child(2)").all_inner_texts()
-        ]
+        return [float(text.split(" ")[0]) for text in table.locator("tbody tr td:nth-child(2)").all_inner_texts()]
 
     assert head.get_attribute("aria-sort") == "none"
     head.get_by_role("button").press("Enter")

@@ -71,9 +71,7 @@ def test_the_variant_is_recognised(published: dict[str, torch.Tensor]) -> None:
     assert recognise({"model": published}).name == "vim_tiny"
 
 
-def test_another_number_of_classes_is_no_other_model(
-    published: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_another_number_of_classes_is_no_other_model(published: dict[str, torch.Tensor], tmp_path: Path) -> None:
     tuned = {
         **published,
         "head.weight": published["head.weight"][:10],
@@ -89,9 +87,7 @@ def test_another_number_of_classes_is_no_other_model(
 def test_what_does_not_fit_is_named_with_the_closest_variant(published: dict[str, torch.Tensor]) -> None:
     broken = {key: value for key, value in published.items() if key != "norm_f.weight"}
     broken["extra"] = torch.zeros(3)
-    with pytest.raises(
-        CheckpointError, match=r"closest is vim_tiny, but norm.weight is missing; extra is unknown"
-    ):
+    with pytest.raises(CheckpointError, match=r"closest is vim_tiny, but norm.weight is missing; extra is unknown"):
         recognise(broken)
 
 

@@ -36,9 +36,7 @@ def test_digits_give_the_figures_of_the_training(run_folder, tmp_path, monkeypat
         assert image.width > 300
 
 
-def test_folders_may_lack_classes_but_not_have_others(
-    run_folder, digit_folder, tmp_path, monkeypatch, capsys
-) -> None:
+def test_folders_may_lack_classes_but_not_have_others(run_folder, digit_folder, tmp_path, monkeypatch, capsys) -> None:
     data = tmp_path / "data"
     shutil.copytree(digit_folder / "test", data / "test")
     shutil.rmtree(data / "test" / "0")

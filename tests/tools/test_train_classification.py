@@ -69,9 +69,7 @@ def test_kill_dash_nine_and_resume_gives_the_same_bits(tmp_path: Path) -> None:
     assert "resumed" in resumed.stdout
     one, two = weights(tmp_path / "whole"), weights(killed)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
-        killed / "model.safetensors"
-    ).read_bytes()
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

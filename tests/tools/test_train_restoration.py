@@ -37,9 +37,7 @@ ENVIRONMENT = {
 
 def call(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=280, check=False
-    )
+    return subprocess.run(command, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=280, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +111,7 @@ def test_kinds_of_pictures_stay_what_they_are(restorer, photo, tmp_path, monkeyp
     assert read("sub/grey.png").shape == (80, 100)
     assert np.abs(read("sub/grey.png") - grey).max() <= 0.5
     assert np.array_equal(read("turned.png"), restored(restorer, np.rot90(photo, -1)))
-    assert np.array_equal(
-        cv2.imread(str(out / "deep.png"), cv2.IMREAD_UNCHANGED)[..., ::-1], restored(restorer, deep)
-    )
+    assert np.array_equal(cv2.imread(str(out / "deep.png"), cv2.IMREAD_UNCHANGED)[..., ::-1], restored(restorer, deep))
     both = cv2.imread(str(out / "deep_grey.png"), cv2.IMREAD_UNCHANGED)
     assert (both.dtype, both.shape) == (np.uint16, (80, 100))
     assert read("ink.png").shape == read("palette.png").shape == (80, 100, 3)
@@ -174,9 +170,7 @@ def test_tiles_ensemble_and_memory(restorer, photo, tmp_path, monkeypatch) -> No
         ("none.png", [], "no such image"),
     ],
 )
-def test_bad_input_is_named_and_leaves_nothing(
-    restorer, photo, name, options, message, tmp_path, monkeypatch
-) -> None:
+def test_bad_input_is_named_and_leaves_nothing(restorer, photo, name, options, message, tmp_path, monkeypatch) -> None:
     Image.fromarray(photo).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"broken")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:2000])
@@ -268,12 +262,8 @@ def test_kill_dash_nine_and_resume_gives_the_same_bits(tmp_path: Path, photo: np
     assert "resumed" in resumed.stdout
     one, two = weights(tmp_path / "whole"), weights(killed)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
-        killed / "model.safetensors"
-    ).read_bytes()
-    scores = [
-        json.loads((tmp_path / name / "metrics.json").read_text())["scores"] for name in ("whole", "killed")
-    ]
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+    scores = [json.loads((tmp_path / name / "metrics.json").read_text())["scores"] for name in ("whole", "killed")]
     assert scores[0] == scores[1]
 
 
@@ -301,9 +291,7 @@ def test_the_demo_learns(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.serial
 def test_a_large_photograph_within_its_bound(restorer, tmp_path: Path) -> None:
-    picture = (
-        np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
-    )
+    picture = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
     Image.fromarray(picture).save(tmp_path / "large.png")
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "small.png")
     code = """

@@ -94,7 +94,10 @@ def test_brats_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"t1c": np.ones((6, 5, 3), np.float32)}, r"t1c.nii.gz has shape \(6, 5, 3\), but .*t2w.nii.gz has \(6, 5, 4\)"),
+        (
+            {"t1c": np.ones((6, 5, 3), np.float32)},
+            r"t1c.nii.gz has shape \(6, 5, 3\), but .*t2w.nii.gz has \(6, 5, 4\)",
+        ),
         ({"seg": np.zeros((6, 5, 5), np.uint8)}, r"seg.nii.gz has shape"),
         ({"seg": np.full((6, 5, 4), 4, np.uint8)}, r"seg.nii.gz holds the labels \[4.0\], but the classes are 0..2"),
         ({"t2w": np.full((6, 5, 4), np.nan, np.float32)}, r"t2w.nii.gz holds values that are not finite"),
@@ -110,7 +113,9 @@ def test_another_spacing_is_named(tmp_path: Path) -> None:
     config = brats(tmp_path)
     (case,) = find_cases(config)
     save(Path(case.images[1]), np.ones((6, 5, 4), np.float32), (1, 1, 2.5))
-    with pytest.raises(DataError, match=r"t1c.nii.gz has spacing \(1.0, 1.0, 2.5\), but .*t2w.nii.gz has \(1.0, 1.0, 1.0\)"):
+    with pytest.raises(
+        DataError, match=r"t1c.nii.gz has spacing \(1.0, 1.0, 2.5\), but .*t2w.nii.gz has \(1.0, 1.0, 1.0\)"
+    ):
         read_case(case, config)
 
 
@@ -232,7 +237,9 @@ def test_patches_depend_on_their_place_alone_and_cases_come_up_equally(tmp_path:
 
 def test_augmentation_leaves_the_cached_volumes_alone(tmp_path: Path) -> None:
     config = recipe(tmp_path).data
-    patches = VolumePatches(find_cases(config), config, PatchAugmentConfig(noise=1.0, gamma=1.0, brightness=1.0), seed=3)
+    patches = VolumePatches(
+        find_cases(config), config, PatchAugmentConfig(noise=1.0, gamma=1.0, brightness=1.0), seed=3
+    )
     before = [patches.cases[i]["image"].clone() for i in range(len(patches.cases))]
     for i in range(8):
         patches[0, i]
@@ -246,7 +253,9 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_resumes_with_the_same_bits_and_leaves_a_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_with_the_same_bits_and_leaves_a_complete_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = recipe(tmp_path, run={"output": str(tmp_path / "whole")}, ema={"decay": 0.5}, loss={"deep": 1})
     metrics = train_volume(whole, cpu=True)
     config = recipe(tmp_path, ema={"decay": 0.5}, loss={"deep": 1}, run={"checkpoint_every": 1})
@@ -321,7 +330,9 @@ def test_bad_input_leaves_no_file(model, tmp_path: Path) -> None:
     (tmp_path / "cut.nii").write_bytes(ANATOMICAL.read_bytes()[:5000])
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"cannot read volume .*cut\.nii"):
-        predict_volumes(model, input_cases([str(tmp_path / "cut.nii")], ("image",)), out, accelerator=Accelerator(cpu=True))
+        predict_volumes(
+            model, input_cases([str(tmp_path / "cut.nii")], ("image",)), out, accelerator=Accelerator(cpu=True)
+        )
     assert not out.exists()
     (Path(model.config.run.output) / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="cannot load"):
@@ -332,7 +343,10 @@ def test_bad_input_leaves_no_file(model, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"model": {"name": "segmamba_nani", "kwargs": {}}}, "did you mean segmamba_nano"),
-        ({"model": {"name": "segmamba_nano", "kwargs": {"slices": "half"}}}, "cannot be built.*'published' or 'planes'"),
+        (
+            {"model": {"name": "segmamba_nano", "kwargs": {"slices": "half"}}},
+            "cannot be built.*'published' or 'planes'",
+        ),
         ({"model": {"name": "segmamba_brats2023", "kwargs": {}}}, r"data.patch: .*\(16, 16, 16\); slices='planes'"),
         ({"loss": {"deep": 5}}, "further decoder levels"),
         ({"loss": {"deep": 1}, "data": {"patch": [18, 16, 16]}}, "multiples of 4"),
@@ -352,7 +366,9 @@ def test_ill_sections() -> None:
         with pytest.raises(DataError, match=message):
             VolumeDataConfig(**values)  # pyright: ignore
     with pytest.raises(ConfigError, match="overlap"):
-        build_config(VolumeConfig, {"run": {"output": "x"}, "model": {"name": "x"}, "data": {}, "inference": {"overlap": 1.0}})
+        build_config(
+            VolumeConfig, {"run": {"output": "x"}, "model": {"name": "x"}, "data": {}, "inference": {"overlap": 1.0}}
+        )
 
 
 def test_published_recipe() -> None:
@@ -364,7 +380,13 @@ def test_published_recipe() -> None:
 
 @pytest.mark.slow
 def test_demo_recipe_reaches_its_score(tmp_path: Path) -> None:
-    command = [sys.executable, "tools/train_volume.py", "configs/volume/demo.yaml", "--cpu", f"run.output={tmp_path}/run"]
+    command = [
+        sys.executable,
+        "tools/train_volume.py",
+        "configs/volume/demo.yaml",
+        "--cpu",
+        f"run.output={tmp_path}/run",
+    ]
     run = subprocess.run([*command, f"data.path={tmp_path}/data"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     scores = json.loads((tmp_path / "run/metrics.json").read_text())["scores"]

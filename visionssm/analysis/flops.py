@@ -147,9 +147,7 @@ def count_operations(model: nn.Module, input_size: Sequence[int]) -> Operations:
             with FlopCounterMode(display=False, custom_mapping=formulas.mapping()) as counter:
                 functional_call(model.eval(), state, (torch.empty(1, *input_size, device="cpu"),))
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"{type(model).__name__} takes no {tuple(input_size)}: {_first_line(error)}"
-        ) from error
+        raise ValueError(f"{type(model).__name__} takes no {tuple(input_size)}: {_first_line(error)}") from error
     finally:
         model.train(training)
     products = counter.get_total_flops()

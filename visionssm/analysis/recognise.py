@@ -91,9 +91,7 @@ def recognise(content: Mapping[str, Any]) -> Fit:
         raise CheckpointError(f"no family has names like those of this file ({shown}, ...)")
     best = found[0]
     more = "" if best.distance <= _SHOWN else f", and {best.distance - _SHOWN} more"
-    raise CheckpointError(
-        f"no variant fits; the closest is {best.name}, but {'; '.join(best.problems[:_SHOWN])}{more}"
-    )
+    raise CheckpointError(f"no variant fits; the closest is {best.name}, but {'; '.join(best.problems[:_SHOWN])}{more}")
 
 
 @functools.cache
@@ -123,9 +121,7 @@ def _problems(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], classifie
                 yield f"{key} is missing"
         elif state[key].shape != wanted.shape:
             same_inputs = state[key].shape[1:] == wanted.shape[1:]
-            if not (
-                key.startswith(classifier) and same_inputs
-            ):  # another number of classes is no other model
+            if not (key.startswith(classifier) and same_inputs):  # another number of classes is no other model
                 yield f"{key} is {tuple(state[key].shape)} instead of {tuple(wanted.shape)}"
     for key in state:
         if key not in ours:
@@ -163,9 +159,7 @@ def convert_file(
         fit = recognise(content)
     else:
         if name not in visionssm.list_models(task="classification"):
-            raise ValueError(
-                f"{name!r} is no classification variant: see visionssm.list_models(task='classification')"
-            )
+            raise ValueError(f"{name!r} is no classification variant: see visionssm.list_models(task='classification')")
         fit = _fit(content, name, _shell(name)) or Fit(name)
     model = visionssm.create_model(fit.name, num_classes=fit.num_classes)
     state = convert(content, model)

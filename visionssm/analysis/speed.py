@@ -154,9 +154,7 @@ def resolve_models(names: Sequence[str]) -> list[str]:
             found.append(name)
         else:
             close = difflib.get_close_matches(name, [*ours, *BASELINES, *timm.list_models()], n=3)
-            raise ValueError(
-                f"unknown model {name!r}" + (f": did you mean {' or '.join(close)}?" if close else "")
-            )
+            raise ValueError(f"unknown model {name!r}" + (f": did you mean {' or '.join(close)}?" if close else ""))
     return list(dict.fromkeys(found))
 
 
@@ -242,9 +240,7 @@ def _build(name: str, resolution: int, setting: Setting) -> _Subject:
     try:
         model = visionssm.create_model(name, **options) if is_ours else timm.create_model(name, **options)
         operations = count_operations(model, size)
-        result = replace(
-            result, parameters=count_parameters(model), macs=operations.macs, flops=operations.papers
-        )
+        result = replace(result, parameters=count_parameters(model), macs=operations.macs, flops=operations.papers)
         model = model.to(setting.device)
         if setting.channels_last and len(size) == 3:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -295,9 +291,7 @@ def _take_turns(
                 _one_pass(subject, image, mode, setting)
                 times[name].append(time.perf_counter() - start)
             except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
-                problem = _reason(
-                    error
-                )  # text only: the error holds on to the frames, and they to the memory
+                problem = _reason(error)  # text only: the error holds on to the frames, and they to the memory
                 contestants[name] = replace(contestants[name], problem=problem)
                 times[name].clear()
             if contestants[name].problem:
@@ -386,9 +380,7 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _wait(device: torch.device) -> None:
@@ -414,7 +406,5 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in text for words in _MEMORY_WORDS
-    )
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in _MEMORY_WORDS)
     return f"out of memory: {text[:120]}" if memory else text[:200]

@@ -59,9 +59,7 @@ def _row(r: Result, base: float | None) -> tuple[str, ...]:
         return "-" if value is None else f"{value * scale:.{places}f}"
 
     spread = (
-        None
-        if r.seconds is None or r.slowest is None or r.fastest is None
-        else (r.slowest - r.fastest) / r.seconds
+        None if r.seconds is None or r.slowest is None or r.fastest is None else (r.slowest - r.fastest) / r.seconds
     )
     ratio = None if r.throughput is None or base is None else r.throughput / base
     return (
@@ -136,9 +134,7 @@ def to_plots(results: Sequence[Result], setting: Setting, folder: str | Path) ->
             panel.set(xlabel="resolution", ylabel=label, xscale="log", yscale="log")
             panel.grid(alpha=0.3, which="both")
         speed.legend(fontsize=7)
-        figure.suptitle(
-            f"{mode}, batch {measured[0].batch}; {setting.hardware}; {setting.arithmetic}", fontsize=9
-        )
+        figure.suptitle(f"{mode}, batch {measured[0].batch}; {setting.hardware}; {setting.arithmetic}", fontsize=9)
         path = Path(folder) / f"{mode}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)

@@ -15,7 +15,9 @@ def _place_norms(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
     """Gives the norm behind a stage's blocks, "stages.i.blocks.last", its index."""
     depths = [len(stage.blocks) for stage in model.stages]  # pyright: ignore
     return {
-        re.sub(r"^stages\.(\d+)\.blocks\.last\.", lambda m: f"stages.{m[1]}.blocks.{depths[int(m[1])] - 1}.", key): tensor
+        re.sub(
+            r"^stages\.(\d+)\.blocks\.last\.", lambda m: f"stages.{m[1]}.blocks.{depths[int(m[1])] - 1}.", key
+        ): tensor
         for key, tensor in state.items()
     }
 

@@ -62,22 +62,16 @@ class Layout:
             name, _, index = key.partition("#")
             group = stacks.setdefault(name, {}) if index else None
             if name in single or (group is not None and int(index) in group):
-                raise CheckpointError(
-                    f"{published!r} becomes {key!r}, which another tensor of the file already is"
-                )
+                raise CheckpointError(f"{published!r} becomes {key!r}, which another tensor of the file already is")
             if group is None:
                 single[name] = tensor
             else:
                 group[int(index)] = tensor
         for name, slices in stacks.items():
             if sorted(slices) != list(range(len(slices))):
-                raise CheckpointError(
-                    f"{name!r} is stacked from routes, but the file only holds {sorted(slices)}"
-                )
+                raise CheckpointError(f"{name!r} is stacked from routes, but the file only holds {sorted(slices)}")
             shapes = {tuple(tensor.shape) for tensor in slices.values()}
             if len(shapes) != 1:
-                raise CheckpointError(
-                    f"{name!r} is stacked from routes, but these have different shapes: {shapes}"
-                )
+                raise CheckpointError(f"{name!r} is stacked from routes, but these have different shapes: {shapes}")
             single[name] = torch.stack([slices[i] for i in range(len(slices))])
         return single

@@ -91,9 +91,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
         content = _load_pickled(path)
     except Exception as error:  # torch and pickle raise whatever their parsers stumble on
         size = path.stat().st_size
-        raise CheckpointError(
-            f"{path} ({size} bytes) is truncated or no checkpoint: {_first_line(error)}"
-        ) from error
+        raise CheckpointError(f"{path} ({size} bytes) is truncated or no checkpoint: {_first_line(error)}") from error
     if not isinstance(content, Mapping) or isinstance(content, _Inert):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content

@@ -144,9 +144,7 @@ class TimmSource:
             raise DataError(f"{where}: the data set does not name its classes")
         names = [name for name, _ in sorted(own.items(), key=lambda item: item[1])]
         if "" in own:
-            raise DataError(
-                f"{where} holds images outside any class folder; expected {where}/<class>/<image>"
-            )
+            raise DataError(f"{where} holds images outside any class folder; expected {where}/<class>/<image>")
         self.classes = tuple(classes if classes is not None else names)
         if unknown := [name for name in names if name not in self.classes]:
             raise DataError(
@@ -187,9 +185,7 @@ def open_source(config: DataConfig, split: str, *, classes: Sequence[str] | None
     if config.name == "digits":
         source: Source = DigitsSource(split)
         if classes is not None and tuple(classes) != source.classes:
-            raise DataError(
-                f"the model was trained on the classes {', '.join(classes)}, not on the ten digits"
-            )
+            raise DataError(f"the model was trained on the classes {', '.join(classes)}, not on the ten digits")
         return source
     if config.name == "folder":
         root = _split_root(config.path, split)
@@ -201,9 +197,7 @@ def open_source(config: DataConfig, split: str, *, classes: Sequence[str] | None
             raise DataError(f"{root}: no images found ({' '.join(str(error).split())})") from error
         return TimmSource(dataset.reader, where=str(root), classes=classes)
     if config.name.startswith("hfds/"):
-        return TimmSource(
-            _hugging_face_reader(config, split), where=f"{config.name}:{split}", classes=classes
-        )
+        return TimmSource(_hugging_face_reader(config, split), where=f"{config.name}:{split}", classes=classes)
     raise DataError(f"data.name={config.name!r} is not a data set; {did_you_mean(config.name, KINDS)}")
 
 
@@ -223,9 +217,7 @@ def _hugging_face_reader(config: DataConfig, split: str) -> Any:
 def _split_root(path: str | None, split: str) -> Path:
     """The folder or tar file of a split."""
     if not path:
-        raise DataError(
-            "data.path is not set; give the folder that holds the splits: data.path=/path/to/imagenet"
-        )
+        raise DataError("data.path is not set; give the folder that holds the splits: data.path=/path/to/imagenet")
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"data.path={path}: no such folder")
@@ -244,9 +236,7 @@ def _refuse_empty_classes(root: Path) -> None:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         if not subfolders and not any(os.path.splitext(name)[1].lower() in types for name in files):
             what = "class folder" if Path(folder) != root else "folder"
-            raise DataError(
-                f"the {what} {folder} holds no images ({', '.join(sorted(types))}); fill or remove it"
-            )
+            raise DataError(f"the {what} {folder} holds no images ({', '.join(sorted(types))}); fill or remove it")
 
 
 class LabelledImages(Dataset[dict[str, Any]]):
@@ -257,9 +247,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
     raises it there, or lets it pass if the recipe says so.
     """
 
-    def __init__(
-        self, source: Source, *, transform: TrainTransform, seed: int = 0, replace: bool = False
-    ) -> None:
+    def __init__(self, source: Source, *, transform: TrainTransform, seed: int = 0, replace: bool = False) -> None:
         self.source, self.transform, self.seed, self.replace = source, transform, seed, replace
 
     def __len__(self) -> int:

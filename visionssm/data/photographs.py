@@ -54,9 +54,7 @@ def load_photographs(split: PhotographSplit) -> dict[str, np.ndarray]:
         package, file = name.split("/")
         place = files(package).joinpath(_FOLDERS[package]).joinpath(file)
         if not place.is_file():
-            raise DataError(
-                f"the installed {package} has no {file}; install scikit-image>=0.22 and scikit-learn>=1.4"
-            )
+            raise DataError(f"the installed {package} has no {file}; install scikit-image>=0.22 and scikit-learn>=1.4")
         with place.open("rb") as stream, Image.open(stream) as image:
             pictures[name] = np.asarray(image.convert("RGB"))
     return pictures

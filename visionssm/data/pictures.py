@@ -161,9 +161,7 @@ def encode_picture(picture: Picture, suffix: str = ".png") -> bytes:
 
 def _encode_deep(pixels: np.ndarray, suffix: str, kind: str) -> bytes:
     if kind not in _DEEP:
-        raise DataError(
-            f"{suffix} files hold 8 bits per channel, this picture has 16; write a .png or .tif instead"
-        )
+        raise DataError(f"{suffix} files hold 8 bits per channel, this picture has 16; write a .png or .tif instead")
     if pixels.shape[2] == 2:  # OpenCV has no grey with transparency
         pixels = pixels[..., [0, 0, 0, 1]]
     if pixels.shape[2] >= 3:

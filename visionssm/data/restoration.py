@@ -59,9 +59,7 @@ class SplitConfig:
                 f"{len(self.clean)} clean and {len(self.degraded)} degraded folders: give one for each, or none"
             )
         if "{}" not in self.template:
-            raise DataError(
-                f"data template {self.template!r} must hold {{}} for the picture's name, as '{{}}x2'"
-            )
+            raise DataError(f"data template {self.template!r} must hold {{}} for the picture's name, as '{{}}x2'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +164,7 @@ class Folders:
         pixels = _whole(self._read(path), self.scale)
         if partner is not None:
             height, width = (side * self.scale for side in self._read(partner).shape[:2])
-            if (
-                not 0 <= pixels.shape[0] - height < self.scale
-                or not 0 <= pixels.shape[1] - width < self.scale
-            ):
+            if not 0 <= pixels.shape[0] - height < self.scale or not 0 <= pixels.shape[1] - width < self.scale:
                 raise DataError(
                     f"{partner} is {width // self.scale}x{height // self.scale}, which times {self.scale} is not the size of "
                     f"{path}, {pixels.shape[1]}x{pixels.shape[0]}"
@@ -190,17 +185,13 @@ def _pairs(clean: str, degraded: str | None, template: str) -> list[tuple[Path, 
         if not Path(folder).expanduser().is_dir():
             raise DataError(f"no such folder of pictures: {folder}")
     root = Path(clean).expanduser()
-    paths = sorted(
-        (p for p in root.rglob("*") if p.suffix.lower() in types), key=lambda p: natural_key(str(p))
-    )
+    paths = sorted((p for p in root.rglob("*") if p.suffix.lower() in types), key=lambda p: natural_key(str(p)))
     if not paths:
         raise DataError(f"the folder {clean} holds no pictures ({', '.join(types)})")
     if degraded is None:
         return [(path, None) for path in paths]
     other = Path(degraded).expanduser()
-    known = {
-        str(p.relative_to(other).with_suffix("")): p for p in other.rglob("*") if p.suffix.lower() in types
-    }
+    known = {str(p.relative_to(other).with_suffix("")): p for p in other.rglob("*") if p.suffix.lower() in types}
     pairs: list[tuple[Path, Path | None]] = []
     for path in paths:
         key = str(path.relative_to(root).with_name(template.format(path.stem)))
@@ -210,9 +201,7 @@ def _pairs(clean: str, degraded: str | None, template: str) -> list[tuple[Path, 
     return pairs
 
 
-def open_pictures(
-    config: SplitConfig, split: str, *, scale: int, channels: int, cache: int = 0
-) -> PictureSource:
+def open_pictures(config: SplitConfig, split: str, *, scale: int, channels: int, cache: int = 0) -> PictureSource:
     """Opens one part.
 
     Args:

@@ -198,9 +198,7 @@ class CropBatches(Sampler[list[tuple[int, int, int, int]]]):
     def _before(self, update: int) -> int:
         """Samples in all updates before this one."""
         spans = zip(self.starts, self.stages, strict=True)
-        return sum(
-            (min(update, stage.until) - start) * stage.batch_size for start, stage in spans if update > start
-        )
+        return sum((min(update, stage.until) - start) * stage.batch_size for start, stage in spans if update > start)
 
     def samples(self, first: int, last: int) -> int:
         base = self.epoch * self.updates_per_epoch

@@ -146,9 +146,7 @@ class _Albumentations:
     """An albumentations pipeline, seeded per image."""
 
     def __init__(self, pipeline: list[dict[str, Any]], stats: InputStats) -> None:
-        os.environ.setdefault(
-            "NO_ALBUMENTATIONS_UPDATE", "1"
-        )  # its import would ask the network for a newer version
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
         import albumentations
 
         self.size = stats.size
@@ -185,9 +183,7 @@ def _step(library: Any, entry: dict[str, Any], size: tuple[int, int]) -> Any:
     accepted = inspect.signature(known[name].__init__).parameters
     if unknown := set(arguments) - set(accepted):
         word = min(unknown)
-        raise DataError(
-            f"augment.pipeline: {name} takes no {word!r}; {did_you_mean(word, set(accepted) - {'self'})}"
-        )
+        raise DataError(f"augment.pipeline: {name} takes no {word!r}; {did_you_mean(word, set(accepted) - {'self'})}")
     if "size" in accepted:
         arguments.setdefault("size", size)
     elif {"height", "width"} <= set(accepted):

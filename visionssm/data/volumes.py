@@ -126,9 +126,7 @@ class VolumeDataConfig:
         ]:
             raise DataError(f"data.axcodes={self.axcodes!r} must name one of LR, one of AP and one of SI")
         if not 0 < self.validation < 1 or not 0 <= self.test < 1 - self.validation:
-            raise DataError(
-                f"data.validation={self.validation} and data.test={self.test} must leave cases to train on"
-            )
+            raise DataError(f"data.validation={self.validation} and data.test={self.test} must leave cases to train on")
         for name, values in self.regions.items():
             if not values or not set(values) <= set(range(len(self.classes))):
                 raise DataError(f"data.regions.{name}={values} must name labels 0 to {len(self.classes) - 1}")
@@ -210,9 +208,7 @@ def _brats_cases(path: Path, channels: Sequence[str]) -> list[Case]:
                 raise DataError(
                     f"case {folder.name}: {end} ({folder.name}-{end}.nii.gz) {what}; the folder has {there}"
                 )
-        cases.append(
-            Case(name=folder.name, images=tuple(ends[end][0] for end in channels), label=ends["seg"][0])
-        )
+        cases.append(Case(name=folder.name, images=tuple(ends[end][0] for end in channels), label=ends["seg"][0]))
     return cases
 
 
@@ -238,9 +234,7 @@ def _listed_cases(path: Path) -> list[Case]:
                 )
             )
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f'{file} is not a list {{"training": [{{"image": ..., "label": ...}}]}}: {error!r}'
-        ) from error
+        raise DataError(f'{file} is not a list {{"training": [{{"image": ..., "label": ...}}]}}: {error!r}') from error
     return cases
 
 
@@ -253,9 +247,7 @@ def input_cases(inputs: Sequence[str], channels: Sequence[str]) -> list[Case]:
     cases = []
     for entry in inputs:
         path = Path(entry).expanduser()
-        files = (
-            sorted(str(file) for file in path.iterdir() if file.name.endswith(NIFTI)) if path.is_dir() else []
-        )
+        files = sorted(str(file) for file in path.iterdir() if file.name.endswith(NIFTI)) if path.is_dir() else []
         if not path.exists():
             raise DataError(f"no such volume: {entry}")
         if files and len(channels) > 1:
@@ -267,9 +259,7 @@ def input_cases(inputs: Sequence[str], channels: Sequence[str]) -> list[Case]:
                     )
             cases.append(Case(name=path.name, images=tuple(found[0] for found in ends)))
         elif files:
-            cases += [
-                Case(name=re.sub(r"\.nii(\.gz)?$", "", Path(file).name), images=(file,)) for file in files
-            ]
+            cases += [Case(name=re.sub(r"\.nii(\.gz)?$", "", Path(file).name), images=(file,)) for file in files]
         elif path.is_dir() or path.name.endswith(NIFTI):
             cases.append(Case(name=re.sub(r"\.nii(\.gz)?$", "", path.name), images=(str(path),)))
         else:

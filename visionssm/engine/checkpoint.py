@@ -82,9 +82,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         pickle.UnpicklingError,
     ) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path} is cut off or damaged ({path.stat().st_size} bytes; {reason})"
-        ) from error
+        raise CheckpointError(f"{path} is cut off or damaged ({path.stat().st_size} bytes; {reason})") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: wrong checksum in {damaged}")
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -160,9 +160,7 @@ class ClassificationTask:
             )
         return self._train_loader
 
-    def loss(
-        self, model: Callable[..., Tensor], batch: Any, place: Place, *, teacher: nn.Module | None
-    ) -> Tensor:
+    def loss(self, model: Callable[..., Tensor], batch: Any, place: Place, *, teacher: nn.Module | None) -> Tensor:
         device = self.accelerator.device
         if batch["image"] is None:
             raise UserError(f"no image of the training set can be read; the first: {batch['problems'][0]}")
@@ -289,9 +287,7 @@ def train_classifier(
             trainer.resume(checkpoint, changed_recipe=changed_recipe)
             logger.say(f"resumed {checkpoint} at update {trainer.updates_done}")
         elif accelerator.is_main_process:
-            write_atomic(
-                folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False).encode()
-            )
+            write_atomic(folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False).encode())
         parameters = sum(parameter.numel() for parameter in model.parameters())
         logger.say(
             f"{config.model.name}: {parameters:,} parameters, {len(train.classes)} classes, "

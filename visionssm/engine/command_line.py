@@ -31,9 +31,7 @@ def user_errors() -> Iterator[None]:
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Adds --cpu and --precision."""
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    parser.add_argument(
-        "--precision", choices=("no", "bf16", "fp16"), default="no", help="autocast (default: no)"
-    )
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="autocast (default: no)")
 
 
 def open_device(args: argparse.Namespace) -> Accelerator:
@@ -52,9 +50,7 @@ def refuse_options(args: argparse.Namespace, names: Iterable[str], *, task: str)
         UserError: If one of them was given.
     """
     if stray := [name for name in names if hasattr(args, name)]:
-        raise UserError(
-            f"--{stray[0].replace('_', '-')} is not an option for {task}, which {args.model} is for"
-        )
+        raise UserError(f"--{stray[0].replace('_', '-')} is not an option for {task}, which {args.model} is for")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, limit: int | None = None) -> None:

@@ -95,9 +95,7 @@ def dump_config(config: Any) -> dict[str, Any]:
     return _plain(asdict(config))
 
 
-def config_changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], *, at: str = ""
-) -> dict[str, tuple[Any, Any]]:
+def config_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, at: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ between two dumped configs, with both values."""
     changes: dict[str, tuple[Any, Any]] = {}
     for key in {**old, **new}:

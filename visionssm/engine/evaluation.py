@@ -90,9 +90,7 @@ def evaluate_classifier(
     metrics = MetricCollection(
         {
             "top1": MulticlassAccuracy(num_classes, average="micro", sync_on_compute=shared),
-            "top5": MulticlassAccuracy(
-                num_classes, average="micro", top_k=min(5, num_classes), sync_on_compute=shared
-            ),
+            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes), sync_on_compute=shared),
             "confusion": MulticlassConfusionMatrix(num_classes, sync_on_compute=shared),
         },
         compute_groups=False,

@@ -79,9 +79,7 @@ class Task(Protocol):
         """Iterable of micro-batches in the order of `batches`, the object that the trainer was given."""
         ...
 
-    def loss(
-        self, model: Callable[..., Tensor], batch: Any, place: Place, *, teacher: nn.Module | None
-    ) -> Tensor:
+    def loss(self, model: Callable[..., Tensor], batch: Any, place: Place, *, teacher: nn.Module | None) -> Tensor:
         """Mean loss of a micro-batch, a float32 scalar; `teacher` is the weight average, if there is one."""
         ...
 
@@ -218,9 +216,7 @@ class Trainer:
         """
         saved = load_checkpoint(path)
         changes = config_changes(saved["config"], self.config)
-        told = [
-            f"{key} was {old!r}, is {new!r}" for key, (old, new) in changes.items() if key not in FREE_KEYS
-        ]
+        told = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in changes.items() if key not in FREE_KEYS]
         if told and not changed_recipe:
             raise CheckpointError(
                 f"{path} is of another recipe: {'; '.join(told)}. Undo the change, start in another folder, or "
@@ -234,9 +230,7 @@ class Trainer:
                 self.ema.module.load_state_dict(saved["ema"])
             self.optimizer.load_state_dict(saved["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} does not fit this model: {' '.join(str(error).split())[:300]}"
-            ) from error
+            raise CheckpointError(f"{path} does not fit this model: {' '.join(str(error).split())[:300]}") from error
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.state = TrainerState(**saved["state"])
@@ -299,11 +293,7 @@ class Trainer:
         scaled = self.accelerator.scaler is not None  # then an infinite gradient only skips the update
         if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
             last = self.folder / LAST
-            kept = (
-                f"{last} is the last good checkpoint"
-                if last.is_file()
-                else "no checkpoint had been written yet"
-            )
+            kept = f"{last} is the last good checkpoint" if last.is_file() else "no checkpoint had been written yet"
             raise DivergedError(
                 f"training diverged at update {number} (epoch {self.state.epoch + 1}): loss {loss}, gradient norm "
                 f"{norm}; {kept}. Lower optimizer.lr, set optimizer.clip_grad, or use run.precision=no"
@@ -314,16 +304,12 @@ class Trainer:
             self.state.norm_sum += norm
         if number % self.run.log_every == 0:
             lr = max(group["lr"] for group in self.optimizer.param_groups)
-            self.logger.scalars(
-                {"train/loss": loss, "train/gradient_norm": norm, "train/lr": lr}, update=number
-            )
+            self.logger.scalars({"train/loss": loss, "train/gradient_norm": norm, "train/lr": lr}, update=number)
 
     def _end_epoch(self, *, images_per_second: float) -> None:
         """Evaluates, logs, and saves: the best first, so that a kill in between repeats the epoch's end."""
         state = self.state
-        if (
-            self.accelerator.num_processes > 1
-        ):  # batch norm statistics differ between processes: the first one's count
+        if self.accelerator.num_processes > 1:  # batch norm statistics differ between processes: the first one's count
             for model in (self.model, *([] if self.ema is None else [self.ema.module])):
                 distribute_bn(model, self.accelerator.num_processes, reduce=False)
         metrics = self.task.evaluate(self.eval_model)

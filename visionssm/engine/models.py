@@ -65,9 +65,7 @@ def build_classifier(config: ModelConfig, *, num_classes: int, image_size: int |
         UserError: For unknown names, arguments the model does not take, and weights that do not fit.
     """
     if ":" not in config.name and not is_model(config.name.partition(".")[0]):
-        raise UserError(
-            f"model.name={config.name!r} is not a model; {did_you_mean(config.name, timm.list_models())}"
-        )
+        raise UserError(f"model.name={config.name!r} is not a model; {did_you_mean(config.name, timm.list_models())}")
     options: dict[str, Any] = {"num_classes": num_classes, **config.kwargs}
     if config.drop_path is not None:
         options["drop_path_rate"] = config.drop_path
@@ -78,9 +76,7 @@ def build_classifier(config: ModelConfig, *, num_classes: int, image_size: int |
         arguments = resolve_model_input_args(config.name, request, **options)
         if config.checkpoint is not None:
             arguments["pretrained_cfg"] |= _weights_of(config.checkpoint, arguments["pretrained_cfg"])
-        model: Any = timm.create_model(
-            pretrained=config.pretrained or config.checkpoint is not None, **arguments
-        )
+        model: Any = timm.create_model(pretrained=config.pretrained or config.checkpoint is not None, **arguments)
         if config.grad_checkpointing:
             model.set_grad_checkpointing(True)
     except (TypeError, RuntimeError, ValueError, FileNotFoundError, AssertionError) as error:
@@ -115,17 +111,13 @@ def load_classifier(source: str, *, checkpoint: str | None = None) -> nn.Module:
     elif ":" in source or is_model(source.partition(".")[0]):
         name = source
     else:
-        raise UserError(
-            f"{source!r} is neither a folder nor a model; {did_you_mean(source, timm.list_models())}"
-        )
+        raise UserError(f"{source!r} is neither a folder nor a model; {did_you_mean(source, timm.list_models())}")
     try:
         if checkpoint is not None:
             model = timm.create_model(name, checkpoint_path=checkpoint)
         else:
             model = timm.create_model(name, pretrained=True)
-    except (
-        Exception
-    ) as error:  # timm, safetensors and the hub raise many kinds; all mean "these weights cannot be had"
+    except Exception as error:  # timm, safetensors and the hub raise many kinds; all mean "these weights cannot be had"
         raise UserError(f"cannot load {source}: {' '.join(str(error).split())[:400]}") from error
     return model.eval()
 
@@ -133,9 +125,7 @@ def load_classifier(source: str, *, checkpoint: str | None = None) -> nn.Module:
 def class_names(model: nn.Module, num_classes: int) -> tuple[str, ...]:
     """The names that came with the weights, in the order of the outputs; plain numbers where none did."""
     names = getattr(model, "pretrained_cfg", {}).get("label_names")
-    return (
-        tuple(map(str, names)) if names and len(names) == num_classes else tuple(map(str, range(num_classes)))
-    )
+    return tuple(map(str, names)) if names and len(names) == num_classes else tuple(map(str, range(num_classes)))
 
 
 def input_stats(model: nn.Module, **wanted: Any) -> InputStats:

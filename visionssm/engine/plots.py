@@ -29,9 +29,7 @@ def plot_curves(history: Sequence[Mapping[str, float]], path: str | Path, *, tit
     scores = [key for key in metrics if "loss" not in key]
     figure = Figure(figsize=(15, 4), layout="constrained")
     panels = figure.subplots(1, 3)
-    for panel, keys, label in zip(
-        panels, (losses, scores, ["lr"]), ("loss", "score", "learning rate"), strict=True
-    ):
+    for panel, keys, label in zip(panels, (losses, scores, ["lr"]), ("loss", "score", "learning rate"), strict=True):
         for key in keys:
             panel.plot(epochs, [row[key] for row in history], marker=".", label=key.replace("_", " "))
         panel.set_xlabel("epoch")
@@ -44,9 +42,7 @@ def plot_curves(history: Sequence[Mapping[str, float]], path: str | Path, *, tit
     _save(figure, path)
 
 
-def plot_confusion(
-    confusion: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = ""
-) -> None:
+def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = "") -> None:
     """A confusion matrix as a PNG.
 
     Args:
@@ -69,9 +65,7 @@ def plot_confusion(
         panel.set_yticks(range(len(classes)), classes)
         for row, column in zip(*np.nonzero(confusion), strict=True):
             color = "white" if share[row, column] > 0.5 else "black"
-            panel.text(
-                column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8
-            )
+            panel.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8)
     panel.set_title(title)
     _save(figure, path)
 
@@ -116,9 +110,7 @@ def plot_restoration(
         for panel, image, caption in zip(line, images, captions, strict=False):
             part = image[y : y + side, x : x + side]
             grey = part.shape[2] == 1
-            panel.imshow(
-                part[..., 0] if grey else part, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-            )
+            panel.imshow(part[..., 0] if grey else part, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             panel.set_title(caption, fontsize=10)
         line[0].set_ylabel(Path(name).name)
     if title:
@@ -130,9 +122,7 @@ def _detail(image: np.ndarray, side: int) -> tuple[int, int]:
     """Top left corner of the square, out of a grid of them, with most fine contrast."""
     height, width = image.shape[:2]
     grey = image.mean(2)
-    edges = np.abs(np.diff(grey, axis=0, prepend=grey[:1])) + np.abs(
-        np.diff(grey, axis=1, prepend=grey[:, :1])
-    )
+    edges = np.abs(np.diff(grey, axis=0, prepend=grey[:1])) + np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
     corners = [
         (y, x)
         for y in range(0, max(height - side, 0) + 1, max(side // 2, 1))

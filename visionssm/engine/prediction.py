@@ -57,9 +57,7 @@ def find_images(inputs: Sequence[str], types: Iterable[str] | None = None) -> li
         elif path.is_file():
             files = [str(path)]
         elif glob.has_magic(entry):
-            files = sorted(
-                (f for f in glob.glob(str(path), recursive=True) if os.path.isfile(f)), key=natural_key
-            )
+            files = sorted((f for f in glob.glob(str(path), recursive=True) if os.path.isfile(f)), key=natural_key)
             if not files:
                 raise DataError(f"the pattern {entry!r} matches no file")
         else:

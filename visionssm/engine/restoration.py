@@ -118,17 +118,13 @@ class RestorationConfig:
         Raises:
             UserError: If they do not fit the scale or the run.
         """
-        plain = PatchStage(
-            until=self.run.updates, patch_size=self.data.patch_size, batch_size=self.run.batch_size
-        )
+        plain = PatchStage(until=self.run.updates, patch_size=self.data.patch_size, batch_size=self.run.batch_size)
         stages = self.data.stages or (plain,)
         if stages[-1].until != self.run.updates:
             raise UserError(f"the last of data.stages must end with the run, at update {self.run.updates}")
         for stage in stages:
             if stage.patch_size < scale or stage.patch_size % scale:
-                raise UserError(
-                    f"a patch size of {stage.patch_size} must be a multiple of the model's scale, {scale}"
-                )
+                raise UserError(f"a patch size of {stage.patch_size} must be a multiple of the model's scale, {scale}")
         return stages
 
 
@@ -161,21 +157,15 @@ class RestorationTask:
     def train_loader(self, batches: Any) -> Any:
         if self._loader is None:  # once: its workers stay
             pin = self.accelerator.device.type == "cuda"
-            self._loader = build_patch_loader(
-                self.patches, batches, workers=self.config.data.workers, pin_memory=pin
-            )
+            self._loader = build_patch_loader(self.patches, batches, workers=self.config.data.workers, pin_memory=pin)
         return self._loader
 
-    def loss(
-        self, model: Callable[..., Tensor], batch: Any, place: Place, *, teacher: nn.Module | None
-    ) -> Tensor:
+    def loss(self, model: Callable[..., Tensor], batch: Any, place: Place, *, teacher: nn.Module | None) -> Tensor:
         device, config = self.accelerator.device, self.config
         degraded = batch["degraded"].to(device, non_blocking=True)
         clean = batch["clean"].to(device, non_blocking=True)
         if config.mix.alpha is not None:
-            random = np.random.default_rng(
-                (config.run.seed, place.epoch, place.update, place.step, MIX_STREAM)
-            )
+            random = np.random.default_rng((config.run.seed, place.epoch, place.update, place.step, MIX_STREAM))
             if random.random() < config.mix.prob:
                 share = float(random.beta(config.mix.alpha, config.mix.alpha))
                 order = torch.from_numpy(random.permutation(len(clean))).to(device)
@@ -309,9 +299,7 @@ def train_restorer(
     )
     logger = RunLogger(folder, active=accelerator.is_main_process, tensorboard=config.run.tensorboard)
     try:
-        task = RestorationTask(
-            config, train=train, validation=validation, scale=scale, accelerator=accelerator
-        )
+        task = RestorationTask(config, train=train, validation=validation, scale=scale, accelerator=accelerator)
         trainer = Trainer(
             model,
             task,
@@ -328,9 +316,7 @@ def train_restorer(
             trainer.resume(checkpoint, changed_recipe=changed_recipe)
             logger.say(f"resumed {checkpoint} at update {trainer.updates_done}")
         elif accelerator.is_main_process:
-            write_atomic(
-                folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False).encode()
-            )
+            write_atomic(folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False).encode())
         parameters = sum(parameter.numel() for parameter in model.parameters())
         logger.say(
             f"{config.model.name}: {parameters:,} parameters, scale {scale}, {len(train):,} training and "
@@ -381,9 +367,7 @@ def _export_and_score(
     loaded = load_restorer(str(folder))
     shown: list[tuple[str, list[np.ndarray], list[str]]] = []
 
-    def keep(
-        name: str, baseline: np.ndarray, restored: np.ndarray, clean: np.ndarray, row: dict[str, Any]
-    ) -> None:
+    def keep(name: str, baseline: np.ndarray, restored: np.ndarray, clean: np.ndarray, row: dict[str, Any]) -> None:
         if len(shown) < SHOWN:
             plain = "bicubic" if loaded.scale > 1 else "degraded"
             captions = [

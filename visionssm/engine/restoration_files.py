@@ -171,9 +171,7 @@ class FileRestorer:
         if pixels.shape[2] == self.channels:
             restored = self._restore(pixels)
         elif self.channels == 1:
-            parts = [
-                self._restore(np.ascontiguousarray(pixels[..., i : i + 1])) for i in range(pixels.shape[2])
-            ]
+            parts = [self._restore(np.ascontiguousarray(pixels[..., i : i + 1])) for i in range(pixels.shape[2])]
             restored = np.concatenate(parts, 2)
         else:
             restored = self._restore(pixels.repeat(self.channels, 2))
@@ -197,9 +195,7 @@ class FileRestorer:
             )
             tiling = replace(tiling, tile=tile)
         device: torch.device = self.accelerator.device
-        return restore_picture(
-            self.restore, pixels, scale=self.scale, tiling=tiling, device=device, tick=self.tick
-        )
+        return restore_picture(self.restore, pixels, scale=self.scale, tiling=tiling, device=device, tick=self.tick)
 
     def run(self, job: Job, *, compare: bool = False) -> Picture:
         """Restores one file; `compare` also writes `<target>_compare.png`: the input, enlarged, beside the result.

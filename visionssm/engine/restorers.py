@@ -75,9 +75,7 @@ def build_restorer(config: ModelConfig) -> nn.Module:
     """
     known = visionssm.list_models(task=TASK)
     if config.name.partition(".")[0] not in known:
-        raise UserError(
-            f"model.name={config.name!r} is not a restoration model; {did_you_mean(config.name, known)}"
-        )
+        raise UserError(f"model.name={config.name!r} is not a restoration model; {did_you_mean(config.name, known)}")
     options = dict(config.kwargs)
     if config.drop_path is not None:
         options["drop_path_rate"] = config.drop_path
@@ -90,9 +88,7 @@ def build_restorer(config: ModelConfig) -> nn.Module:
     except UserError:
         raise
     except (TypeError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(
-            f"model {config.name!r} cannot be built: {' '.join(str(error).split())[:400]}"
-        ) from error
+        raise UserError(f"model {config.name!r} cannot be built: {' '.join(str(error).split())[:400]}") from error
     return model
 
 
@@ -130,9 +126,7 @@ def load_restorer(source: str, *, checkpoint: str | None = None) -> Restorer:
                 raise UserError(f"{source} is not an exported model: it has no {' and no '.join(missing)}")
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
             if card.get("task") != TASK:
-                raise UserError(
-                    f"{source} holds a model for {card.get('task', 'classification')}, not for {TASK}"
-                )
+                raise UserError(f"{source} holds a model for {card.get('task', 'classification')}, not for {TASK}")
             model = visionssm.create_model(card["architecture"], **card["options"])
             visionssm.load_official(model, folder / WEIGHTS)
             degradation = build_config(DegradationConfig, card["degradation"])

@@ -35,9 +35,7 @@ def starting_point(run: RunSettings, resume: str, accelerator: Accelerator) -> P
     known = [None if path is None else str(path)]
     broadcast_object_list(known)
     if known[0] is not None and path is None:
-        raise CheckpointError(
-            f"{known[0]} is not visible on process {accelerator.process_index}: share the run folder"
-        )
+        raise CheckpointError(f"{known[0]} is not visible on process {accelerator.process_index}: share the run folder")
     last = folder / "checkpoints" / LAST
     if path is None and last.is_file() and not run.overwrite:
         raise UserError(

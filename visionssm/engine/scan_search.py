@@ -95,9 +95,7 @@ def search_scans(
     kwargs = {"scan": "window", **config.model.kwargs, "merge": "search"}
     supernet = replace(config, model=replace(config.model, kwargs=kwargs))
     # what does not fit shows before the training
-    choose_routes(
-        build_classifier(supernet.model, num_classes=2, image_size=config.data.image_size), keep=keep
-    )
+    choose_routes(build_classifier(supernet.model, num_classes=2, image_size=config.data.image_size), keep=keep)
     metrics = train_classifier(supernet, cpu=cpu, resume=resume)
     if not metrics:
         return {}

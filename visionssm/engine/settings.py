@@ -188,9 +188,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, *, batch_size: in
     if config.name not in (known := [str(name) for name in list_optimizers()]):
         raise ConfigError(f"optimizer.name={config.name!r} is unknown; {did_you_mean(config.name, known)}")
     if config.layer_decay is not None and not hasattr(model, "group_matcher"):
-        raise ConfigError(
-            f"optimizer.layer_decay needs a model with group_matcher(); {type(model).__name__} has none"
-        )
+        raise ConfigError(f"optimizer.layer_decay needs a model with group_matcher(); {type(model).__name__} has none")
     options: dict[str, Any] = {} if config.betas is None else {"betas": config.betas}
     return create_optimizer_v2(
         model,
@@ -217,9 +215,7 @@ def build_schedule(
         ConfigError: If the warm-up does not fit or timm does not know the schedule.
     """
     if not 0 <= config.warmup_epochs < run.epochs:
-        raise ConfigError(
-            f"schedule.warmup_epochs={config.warmup_epochs} must be less than run.epochs={run.epochs}"
-        )
+        raise ConfigError(f"schedule.warmup_epochs={config.warmup_epochs} must be less than run.epochs={run.epochs}")
     if config.name not in (*SCHEDULES, "multistep"):
         known = (*SCHEDULES, "multistep")
         raise ConfigError(f"schedule.name={config.name!r} is unknown; {did_you_mean(config.name, known)}")
@@ -248,9 +244,7 @@ def build_schedule(
         warmup_lr=config.warmup_lr * factor,
         min_lr=config.min_lr * factor,
         warmup_prefix=config.warmup_prefix,
-        decay_rate=config.power
-        if config.name == "poly"
-        else 0.1,  # for others timm's default, which they do not use
+        decay_rate=config.power if config.name == "poly" else 0.1,  # for others timm's default, which they do not use
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,
     )

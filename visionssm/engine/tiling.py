@@ -103,9 +103,7 @@ def tile_spans(length: int, tile: int, overlap: int, blend: str) -> list[Span]:
     for i, start in enumerate(starts):
         if blend == "cut":
             first = 0 if i == 0 else (starts[i - 1] + tile - start) // 2
-            last = (
-                tile if i + 1 == len(starts) else starts[i + 1] - start + (start + tile - starts[i + 1]) // 2
-            )
+            last = tile if i + 1 == len(starts) else starts[i + 1] - start + (start + tile - starts[i + 1]) // 2
             weights = np.zeros(tile, np.float32)
             weights[first:last] = 1
         else:
@@ -169,9 +167,7 @@ def restore_picture(
     for i, row in enumerate(rows):
         lines = (row.stop - row.start) * scale
         for j, column in enumerate(columns):
-            tile = _restore_tile(
-                restore, source[row.start : row.stop, column.start : column.stop], scale, device
-            )
+            tile = _restore_tile(restore, source[row.start : row.stop, column.start : column.stop], scale, device)
             weights = np.outer(row.weights, column.weights).repeat(scale, 0).repeat(scale, 1)[..., None]
             place = slice(column.start * scale, column.stop * scale)
             band[:lines, place] += tile * weights
@@ -214,9 +210,7 @@ def _restore_tile(restore: Restorer, tile: np.ndarray, scale: int, device: torch
             f"a tile of {tile.shape[1]}x{tile.shape[0]} does not fit into memory; choose a smaller one"
         ) from error
     if y.shape[2:] != (tile.shape[0] * scale, tile.shape[1] * scale):
-        raise UserError(
-            f"the network made {tuple(y.shape)} of {tuple(x.shape)}, which is not {scale} times the size"
-        )
+        raise UserError(f"the network made {tuple(y.shape)} of {tuple(x.shape)}, which is not {scale} times the size")
     return y[0].permute(1, 2, 0).float().cpu().numpy()
 
 
@@ -260,9 +254,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 @torch.no_grad()
-def model_memory(
-    model: nn.Module, restore: Restorer, channels: int, device: torch.device | str = "cpu"
-) -> float:
+def model_memory(model: nn.Module, restore: Restorer, channels: int, device: torch.device | str = "cpu") -> float:
     """Bytes per input pixel that restoring a tile takes at its peak, measured on a small one.
 
     Restoration networks work at one resolution with scans, convolutions and windows, so this does not depend on the size.

@@ -156,9 +156,7 @@ class DeepSupervision(nn.Module):
                 f"loss.deep={levels}: {type(net).__name__} has {max(len(channels) - 1, 0)} further decoder levels"
             )
         self.net = net
-        self.heads = nn.ModuleList(
-            type(net.head)(width, num_classes, 1) for width in channels[1 : levels + 1]
-        )  # pyright: ignore
+        self.heads = nn.ModuleList(type(net.head)(width, num_classes, 1) for width in channels[1 : levels + 1])  # pyright: ignore
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(B, in_chans, *S) -> logits; in training of all levels, finest first."""
@@ -179,9 +177,7 @@ def build_segmenter(config: ModelConfig, *, channels: int, classes: int) -> nn.M
     """
     known = visionssm.list_models(task="volume")
     if config.name not in known:
-        raise UserError(
-            f"model.name={config.name!r} is not a model for volumes; {did_you_mean(config.name, known)}"
-        )
+        raise UserError(f"model.name={config.name!r} is not a model for volumes; {did_you_mean(config.name, known)}")
     try:
         options = {"in_chans": channels, "num_classes": classes, **config.kwargs}
         model = visionssm.create_model(config.name, pretrained=config.pretrained, **options)
@@ -190,9 +186,7 @@ def build_segmenter(config: ModelConfig, *, channels: int, classes: int) -> nn.M
         if config.grad_checkpointing:
             model.set_grad_checkpointing(True)  # pyright: ignore
     except (TypeError, RuntimeError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        raise UserError(
-            f"model {config.name!r} cannot be built: {' '.join(str(error).split())[:400]}"
-        ) from error
+        raise UserError(f"model {config.name!r} cannot be built: {' '.join(str(error).split())[:400]}") from error
     return model
 
 
@@ -243,9 +237,7 @@ class VolumeTask:
         self.count = len(validation)
         self.mine = range(rank, self.count, world)
         keys, patch = ["image", "label"], config.data.patch
-        centre = (
-            [SpatialPadd(keys, patch), CenterSpatialCropd(keys, patch)] if config.validate == "centre" else []
-        )
+        centre = [SpatialPadd(keys, patch), CenterSpatialCropd(keys, patch)] if config.validate == "centre" else []
         self.validation = cached_cases([validation[i] for i in self.mine], config.data, extra=centre)
         self.criterion = DiceCELoss(
             to_onehot_y=True,
@@ -268,9 +260,7 @@ class VolumeTask:
             )
         return self._loader
 
-    def loss(
-        self, model: Callable[..., Any], batch: Any, place: Place, *, teacher: nn.Module | None
-    ) -> Tensor:
+    def loss(self, model: Callable[..., Any], batch: Any, place: Place, *, teacher: nn.Module | None) -> Tensor:
         device = self.accelerator.device
         image, label = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
         outputs = model(image)
@@ -334,9 +324,7 @@ def train_volume(
     torch.manual_seed(seed_of(config.run.seed))
     model = build_segmenter(config.model, channels=len(data.channels), classes=len(data.classes))
     _check_window(model, config)
-    trained = (
-        DeepSupervision(model, config.loss.deep, num_classes=len(data.classes)) if config.loss.deep else model
-    )
+    trained = DeepSupervision(model, config.loss.deep, num_classes=len(data.classes)) if config.loss.deep else model
     task = VolumeTask(config, train=train, validation=validation, accelerator=accelerator)
     batches = UpdateBatches(
         length=len(task.patches),
@@ -364,9 +352,7 @@ def train_volume(
             trainer.resume(checkpoint, changed_recipe=changed_recipe)
             logger.say(f"resumed {checkpoint} at update {trainer.updates_done}")
         elif accelerator.is_main_process:
-            write_atomic(
-                folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False).encode()
-            )
+            write_atomic(folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False).encode())
         parameters = sum(parameter.numel() for parameter in model.parameters())
         logger.say(
             f"{config.model.name}: {parameters:,} parameters; {len(train)} training, {len(validation)} validation, {len(test)} "
@@ -453,9 +439,7 @@ class VolumePrediction:
 def export_volume_model(folder: Path, weights: Mapping[str, Tensor], config: VolumeConfig) -> None:
     """Writes the network's weights, without training heads, and its recipe."""
     if config.loss.deep:
-        weights = {
-            name.removeprefix("net."): value for name, value in weights.items() if name.startswith("net.")
-        }
+        weights = {name.removeprefix("net."): value for name, value in weights.items() if name.startswith("net.")}
     net = {name: value.contiguous() for name, value in weights.items()}
     write_atomic(folder / EXPORTED[0], save_safetensors(net))
     write_atomic(folder / EXPORTED[1], json.dumps(dump_config(config), indent=2).encode())
@@ -519,13 +503,9 @@ def predict_volumes(
         image.header.set_xyzt_units("mm")
         scores = None
         if "label" in item:
-            scores = score_regions(
-                guess, item["label"][0].numpy(), data.scored, spacing=item["image"].pixdim.tolist()
-            )
+            scores = score_regions(guess, item["label"][0].numpy(), data.scored, spacing=item["image"].pixdim.tolist())
         files = output / f"{case.name}.nii.gz", output / f"{case.name}.png"
-        drawing = (
-            draw_slices(item["image"][0].numpy(), guess, data.classes, title=case.name) if picture else None
-        )
+        drawing = draw_slices(item["image"][0].numpy(), guess, data.classes, title=case.name) if picture else None
         write_atomic(files[0], gzip.compress(image.to_bytes(), mtime=0))
         if drawing is not None:
             write_atomic(files[1], drawing)
@@ -533,9 +513,7 @@ def predict_volumes(
     return predictions
 
 
-def _segment_case(
-    net: nn.Module, image: MetaTensor, config: VolumeConfig, accelerator: Accelerator
-) -> np.ndarray:
+def _segment_case(net: nn.Module, image: MetaTensor, config: VolumeConfig, accelerator: Accelerator) -> np.ndarray:
     """Labels uint8 (*S) on the voxels of `image`."""
     steps = build_preprocessing(config.data, labelled=False)
     ready = cast("MetaTensor", steps({"image": image.clone()})["image"])
@@ -568,8 +546,7 @@ def draw_slices(image: np.ndarray, labels: np.ndarray, classes: Sequence[str], *
         panels[0, axis].set_title(f"plane {centre[axis]} of axis {axis}")
     shown = [value for value in range(1, len(classes)) if (labels == value).any()]
     marks = [
-        panels[1, 1].plot([], [], "s", color=last.cmap(last.norm(value)), label=classes[value])[0]
-        for value in shown
+        panels[1, 1].plot([], [], "s", color=last.cmap(last.norm(value)), label=classes[value])[0] for value in shown
     ]
     if marks:
         figure.legend(handles=marks, loc="outside lower center", ncols=len(marks))

@@ -162,9 +162,7 @@ class ScanEncoder(nn.Module, BaseEncoder):
         super().__init__()
         _check_words(spatial_dims, in_channels)
         if pretrained:
-            raise ValueError(
-                "pretrained=True: there are no weights of this encoder; the 2D backbones have some"
-            )
+            raise ValueError("pretrained=True: there are no weights of this encoder; the 2D backbones have some")
         if len(dims) != len(depths):
             raise ValueError(f"dims {tuple(dims)} and depths {tuple(depths)} must have one entry per stage")
         self.channels = tuple(dims)
@@ -173,9 +171,7 @@ class ScanEncoder(nn.Module, BaseEncoder):
         self.stages = nn.ModuleList()
         for i, dim in enumerate(dims):
             conv = _CONVS[spatial_dims](dims[i - 1] if i else in_channels, dim, 3, stride=2)
-            blocks: list[nn.Module] = [
-                _ScanBlock(dim, next(scans), d_state, mlp_ratio, rate) for rate in rates[i]
-            ]
+            blocks: list[nn.Module] = [_ScanBlock(dim, next(scans), d_state, mlp_ratio, rate) for rate in rates[i]]
             self.stages.append(_Stage(conv, nn.LayerNorm(dim), blocks))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -234,16 +230,12 @@ class BackboneEncoder(nn.Module, BaseEncoder):
         ValueError: an argument that is not accepted.
     """
 
-    def __init__(
-        self, model_name: str, spatial_dims: int = 2, in_channels: int = 3, pretrained: bool = False
-    ) -> None:
+    def __init__(self, model_name: str, spatial_dims: int = 2, in_channels: int = 3, pretrained: bool = False) -> None:
         super().__init__()
         _check_words(spatial_dims, in_channels)
         if spatial_dims != 2:
             raise ValueError(f"{model_name} is a 2D backbone; for volumes take one of {', '.join(_ND)}")
-        self.backbone = timm.create_model(
-            model_name, pretrained=pretrained, features_only=True, in_chans=in_channels
-        )
+        self.backbone = timm.create_model(model_name, pretrained=pretrained, features_only=True, in_chans=in_channels)
         channels = self.backbone.feature_info.channels()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         self.channels = (channels[0] // 2, *channels)
         self.first = nn.Sequential(
@@ -264,10 +256,7 @@ class BackboneEncoder(nn.Module, BaseEncoder):
     @classmethod
     def get_encoder_parameters(cls) -> list[dict[str, Any]]:
         """Constructor arguments of each name."""
-        return [
-            {"model_name": name, "spatial_dims": 2, "in_channels": 3, "pretrained": False}
-            for name in _BACKBONES
-        ]
+        return [{"model_name": name, "spatial_dims": 2, "in_channels": 3, "pretrained": False} for name in _BACKBONES]
 
     @classmethod
     def num_channels_per_output(cls) -> list[tuple[int, ...]]:
@@ -316,17 +305,13 @@ class VMambaUNet(nn.Module):
             channels: Sequence[int] = known[encoder]["feature_channel"]
             encoder = known[encoder]["type"](**{**known[encoder]["parameter"], **words})
         elif pretrained:
-            raise ValueError(
-                "pretrained=True loads weights of an encoder given by name; this one is given as a module"
-            )
+            raise ValueError("pretrained=True loads weights of an encoder given by name; this one is given as a module")
         else:
             channels = encoder.channels  # pyright: ignore
         assert isinstance(encoder, nn.Module)
         self.stride = 2 ** len(channels)
         self.encoder = encoder
-        self.decoder = segmamba.ResidualDecoder(
-            in_chans=in_channels, dims=channels, spatial_dims=spatial_dims
-        )
+        self.decoder = segmamba.ResidualDecoder(in_chans=in_channels, dims=channels, spatial_dims=spatial_dims)
         self.head = _CONVS[spatial_dims](channels[0], out_channels, 1)
 
     def decode(self, x: Tensor) -> list[Tensor]:

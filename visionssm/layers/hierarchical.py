@@ -23,9 +23,7 @@ class Stage(nn.Module):
         out_norm: run on the map where it leaves the model as a feature, but not on what the next stage reads.
     """
 
-    def __init__(
-        self, downsample: nn.Module, blocks: list[nn.Module], *, out_norm: nn.Module | None = None
-    ) -> None:
+    def __init__(self, downsample: nn.Module, blocks: list[nn.Module], *, out_norm: nn.Module | None = None) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample

@@ -16,9 +16,7 @@ def init_A_log(routes: int, channels: int, d_state: int) -> Tensor:
 
 
 @torch.no_grad()
-def init_dt(
-    weight: Tensor, bias: Tensor, *, dt_min: float = 1e-3, dt_max: float = 0.1, dt_floor: float = 1e-4
-) -> None:
+def init_dt(weight: Tensor, bias: Tensor, *, dt_min: float = 1e-3, dt_max: float = 0.1, dt_floor: float = 1e-4) -> None:
     """Fills the dt projection so that softplus(bias) is log-uniform in [dt_min, dt_max].
 
     Args:

@@ -30,9 +30,7 @@ class PatchEmbed(nn.Module):
         pad: zero-pad the image at the bottom and right up to a multiple of `patch_size`.
     """
 
-    def __init__(
-        self, in_chans: int, dim: int, *, patch_size: int = 16, stride: int = 16, pad: bool = False
-    ) -> None:
+    def __init__(self, in_chans: int, dim: int, *, patch_size: int = 16, stride: int = 16, pad: bool = False) -> None:
         super().__init__()
         self.patch_size, self.stride, self.pad = patch_size, stride, pad
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=stride)
@@ -47,9 +45,7 @@ class PatchEmbed(nn.Module):
         for side in img_size:
             side += -side % self.patch_size if self.pad else 0
             if side < self.patch_size:
-                raise ValueError(
-                    f"an image of {tuple(img_size)} is smaller than a patch of {self.patch_size} pixels"
-                )
+                raise ValueError(f"an image of {tuple(img_size)} is smaller than a patch of {self.patch_size} pixels")
             sides.append((side - self.patch_size) // self.stride + 1)
         return sides[0], sides[1]
 
@@ -166,9 +162,7 @@ class PlainModel(nn.Module):
         self.output_fmt = "NLC"
         self.grad_checkpointing = False
         self.grid_size = patch_embed.grid_size(to_2tuple(img_size))
-        self.feature_info = [
-            {"num_chs": dim, "reduction": stride, "module": f"blocks.{i}"} for i in range(len(blocks))
-        ]
+        self.feature_info = [{"num_chs": dim, "reduction": stride, "module": f"blocks.{i}"} for i in range(len(blocks))]
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         length = self.grid_size[0] * self.grid_size[1] + int(class_token)
@@ -185,9 +179,7 @@ class PlainModel(nn.Module):
         if global_pool not in ("token", "avg", ""):
             raise ValueError(f"global_pool must be 'token', 'avg' or '', got {global_pool!r}")
         if global_pool == "token" and self.cls_token is None:
-            raise ValueError(
-                f"{type(self).__name__} was built without a class token: global_pool cannot be 'token'"
-            )
+            raise ValueError(f"{type(self).__name__} was built without a class token: global_pool cannot be 'token'")
         return global_pool
 
     @unscripted
@@ -196,9 +188,7 @@ class PlainModel(nn.Module):
         new = self.patch_embed.grid_size(to_2tuple(img_size))
         if self.pos_embed is not None and new != self.grid_size:
             with torch.no_grad():
-                resized = resize_positions(
-                    self.pos_embed, self.grid_size, new, self._token_index(self.grid_size)
-                )
+                resized = resize_positions(self.pos_embed, self.grid_size, new, self._token_index(self.grid_size))
             self.pos_embed = nn.Parameter(resized.to(self.pos_embed.dtype), self.pos_embed.requires_grad)
         self.grid_size = new
 
@@ -253,9 +243,7 @@ class PlainModel(nn.Module):
             token = self.cls_token.expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([tokens[:, :middle], token, tokens[:, middle:]], 1)
         if self.pos_embed is not None:
-            tokens = add_positions(
-                tokens, self.pos_embed, patches, self.grid_size, self.cls_token is not None
-            )
+            tokens = add_positions(tokens, self.pos_embed, patches, self.grid_size, self.cls_token is not None)
         return tokens, patches
 
     def _patch_tokens(self, tokens: Tensor) -> Tensor:

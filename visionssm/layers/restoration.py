@@ -45,9 +45,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 def _check_image(x: Tensor, in_chans: int) -> None:
     if x.dim() != 4 or x.shape[1] != in_chans or 0 in x.shape[2:]:
-        raise ValueError(
-            f"the image must be (B, {in_chans}, H, W) with H and W of 1 or more, got {tuple(x.shape)}"
-        )
+        raise ValueError(f"the image must be (B, {in_chans}, H, W) with H and W of 1 or more, got {tuple(x.shape)}")
 
 
 class ResidualGroup(nn.Module):
@@ -95,9 +93,7 @@ class _DirectHead(nn.Module):
 
     def __init__(self, dim: int, out_chans: int, scale: int) -> None:
         super().__init__()
-        self.upsample = nn.Sequential(
-            nn.Conv2d(dim, scale**2 * out_chans, 3, padding=1), nn.PixelShuffle(scale)
-        )
+        self.upsample = nn.Sequential(nn.Conv2d(dim, scale**2 * out_chans, 3, padding=1), nn.PixelShuffle(scale))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.upsample(x)
@@ -278,9 +274,7 @@ class RestorationUNet(nn.Module):
         self.reduce = nn.ModuleList(
             [nn.Linear(8 * dim, 4 * dim, bias=False), nn.Linear(4 * dim, 2 * dim, bias=False), nn.Identity()]
         )
-        self.decoder = nn.ModuleList(
-            [stage(4 * dim, depths[2]), stage(2 * dim, depths[1]), stage(2 * dim, depths[0])]
-        )
+        self.decoder = nn.ModuleList([stage(4 * dim, depths[2]), stage(2 * dim, depths[1]), stage(2 * dim, depths[0])])
         self.refinement = stage(2 * dim, refinement)
         self.conv_last = nn.Conv2d(2 * dim, in_chans, 3, padding=1, bias=False)
 

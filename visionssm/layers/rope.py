@@ -28,9 +28,7 @@ def rope_tables(grid: tuple[int, int], dim: int) -> tuple[Tensor, Tensor]:
         ValueError: `dim` is no multiple of 4.
     """
     if dim % 4:
-        raise ValueError(
-            f"rotary positions over rows and columns need a width that is a multiple of 4, got {dim}"
-        )
+        raise ValueError(f"rotary positions over rows and columns need a width that is a multiple of 4, got {dim}")
     half = dim // 2
     freqs = 1.0 / 10000 ** (torch.arange(0, half, 2).float() / half)
 

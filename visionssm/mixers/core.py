@@ -8,8 +8,6 @@ Legend: B batch, L positions, D channels of a route, N state, K routes, Ku 1 or 
 
 from __future__ import annotations
 
-from typing import Optional  # TorchScript reads these
-
 import torch
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
@@ -34,7 +32,7 @@ class RoutedScan(nn.Module):
         C_BLKN: Tensor,
         D_KD: Tensor,
         bias_KD: Tensor,
-        order_KT: Optional[Tensor],
+        order_KT: Tensor | None,
         merge: str,
     ) -> Tensor:
         """See `scan_routes`. A, D and the bias are parameters in float32 and stay so under autocast; so is the kernel's state."""
@@ -70,7 +68,7 @@ class ScanCore(nn.Module):
             self.A_log.copy_(init_A_log(*self.A_log.shape))
             self.D.fill_(1.0)
 
-    def scan_tokens(self, u_BLKD: Tensor, order_KT: Optional[Tensor], merge: str, shared: bool) -> Tensor:
+    def scan_tokens(self, u_BLKD: Tensor, order_KT: Tensor | None, merge: str, shared: bool) -> Tensor:
         """The scan along every route.
 
         Args:

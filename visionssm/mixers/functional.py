@@ -1,13 +1,14 @@
 """The kernels as mixers call them: one leaf in FX graphs, scriptable, with the fixed choices of this layer."""
 
-from __future__ import annotations
+# ruff: noqa: RET505  (TorchScript leaves out the branch of `else` only if there is one)
 
-from typing import Optional  # TorchScript reads these
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor
+
 from visionssm_kernels import route_conv, routed_scan
 
 __all__ = ["conv_along_routes", "decay_rate", "pad_to_slots", "scan_routes", "take_routes"]
@@ -26,9 +27,9 @@ def scan_routes(
     A_KDN: Tensor,
     B_BLKN: Tensor,
     C_BLKN: Tensor,
-    D_KD: Optional[Tensor],
-    bias_KD: Optional[Tensor],
-    order_KT: Optional[Tensor],
+    D_KD: Tensor | None,
+    bias_KD: Tensor | None,
+    order_KT: Tensor | None,
     merge: str,
 ) -> Tensor:
     """`visionssm_kernels.routed_scan` with softplus; merge "sum" -> (B, L, D), "none" -> (B, L, K, D)."""
@@ -41,7 +42,7 @@ def scan_routes(
 
 
 @register_notrace_function
-def conv_along_routes(x_BLKD: Tensor, weight_KDW: Tensor, bias_KD: Optional[Tensor], order_KT: Optional[Tensor]) -> Tensor:
+def conv_along_routes(x_BLKD: Tensor, weight_KDW: Tensor, bias_KD: Tensor | None, order_KT: Tensor | None) -> Tensor:
     """`visionssm_kernels.route_conv` with SiLU: (B, L, 1 or K, D) -> (B, L, K, D)."""
     if not torch.jit.is_scripting():
         return route_conv(x_BLKD, weight_KDW, bias_KD, order=order_KT)

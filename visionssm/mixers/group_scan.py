@@ -92,9 +92,7 @@ class GroupScan(ScanCore):
         super().__init__(routes=scan.num_routes, channels=inner, d_state=d_state, dt_rank=dt_rank)
         self.groups = groups
         self.in_proj = GroupLinear(groups, width, 2 * inner)
-        self.conv = nn.Conv2d(
-            groups * inner, groups * inner, conv_size, padding=conv_size // 2, groups=groups * inner
-        )
+        self.conv = nn.Conv2d(groups * inner, groups * inner, conv_size, padding=conv_size // 2, groups=groups * inner)
         self.act = nn.SiLU()
         self.route_table = RouteTable(scan)
         self.out_norm = GroupNorm(groups, inner)

@@ -7,8 +7,6 @@ Legend: B batch, S spatial sizes, L = prod(S), C block width, D inner width, N s
 
 from __future__ import annotations
 
-from typing import Optional  # TorchScript reads these
-
 from torch import Tensor, nn
 
 from visionssm.scans import RouteTable, ScanOrder
@@ -49,8 +47,8 @@ class ImageScan(ScanCore):
         conv_size: int = 3,
         conv_bias: bool = True,
         gate: bool = True,
-        merge: Optional[nn.Module] = None,
-        unscan: Optional[ScanOrder] = None,
+        merge: nn.Module | None = None,
+        unscan: ScanOrder | None = None,
     ) -> None:
         if scan.ndim not in _CONVS:
             raise ValueError(f"ImageScan reads images and volumes, but {scan!r} reads rank {scan.ndim}")
@@ -60,9 +58,7 @@ class ImageScan(ScanCore):
             raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which d_inner={d_inner} is not")
         if merge is not None and scan.groups > 1:
             raise ValueError(f"{scan!r} concatenates its {scan.groups} channel groups, so merge must be None")
-        super().__init__(
-            routes=scan.num_routes, channels=d_inner // scan.groups, d_state=d_state, dt_rank=dt_rank
-        )
+        super().__init__(routes=scan.num_routes, channels=d_inner // scan.groups, d_state=d_state, dt_rank=dt_rank)
         self.groups = scan.groups
         self.gated = gate
         self.in_proj = nn.Linear(dim, 2 * d_inner if gate else d_inner, bias=False)

@@ -56,9 +56,7 @@ class MapScan(ScanCore):
     ) -> None:
         super().__init__(routes=scan.num_routes, channels=channels, d_state=d_state, dt_rank=dt_rank)
         self.copies = scan.copies if isinstance(scan, Chain) else 1
-        self.conv = nn.Conv2d(
-            channels, channels, conv_size, stride=stride, padding=conv_size // 2, groups=channels
-        )
+        self.conv = nn.Conv2d(channels, channels, conv_size, stride=stride, padding=conv_size // 2, groups=channels)
         self.act = nn.SiLU()
         self.route_table = RouteTable(scan)
         self.reset_scan_parameters()

@@ -1,15 +1,13 @@
 """The sequence mixer: convolve causally along each of K routes, then scan along them (bidirectional Mamba).
 
-Source: Vim, arXiv 2401.09417, algorithm 1; hustvl/Vim@dd0358a. Every route has its own convolution, x_proj, dt, A and D; in_proj, the gate
-and out_proj are shared. The convolution sees its neighbours along the route, so u differs per route; all else stays in
-image order and the kernel does the reading.
+Source: Vim, arXiv 2401.09417, algorithm 1; hustvl/Vim@dd0358a. Every route has its own convolution, x_proj, dt, A and D;
+in_proj, the gate and out_proj are shared. The convolution sees its neighbours along the route, so u differs per route;
+all else stays in image order and the kernel does the reading.
 
 Legend: B batch, L tokens, C block width, D inner width, N state, K routes, R dt rank, W taps, T steps.
 """
 
 from __future__ import annotations
-
-from typing import Optional  # TorchScript reads these
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +45,7 @@ class SequenceScan(nn.Module):
         dt_rank: int,
         d_conv: int = 4,
         scale: float = 1.0,
-        merge: Optional[nn.Module] = None,
+        merge: nn.Module | None = None,
         slots: bool = False,
     ) -> None:
         super().__init__()
@@ -79,9 +77,7 @@ class SequenceScan(nn.Module):
             self.A_log.copy_(init_A_log(*self.A_log.shape))
             self.D.fill_(1.0)
 
-    def forward(
-        self, x_BLC: Tensor, order_KT: Optional[Tensor], unscan_KL: Optional[Tensor] = None
-    ) -> Tensor:
+    def forward(self, x_BLC: Tensor, order_KT: Tensor | None, unscan_KL: Tensor | None = None) -> Tensor:
         """Mixes tokens.
 
         Args:

@@ -77,7 +77,9 @@ class StateFusion(nn.Module):
     def __init__(self, dim: int, *, scan: ScanOrder, d_inner: int, dt_rank: int, conv_size: int = 3) -> None:
         super().__init__()
         if scan.ndim != 2 or scan.segmented or scan.groups > 1:
-            raise ValueError(f"StateFusion reads images with one state per channel and route, which {scan!r} does not do")
+            raise ValueError(
+                f"StateFusion reads images with one state per channel and route, which {scan!r} does not do"
+            )
         self.routes = scan.num_routes
         self.dims = (dt_rank, 1, 1)
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)

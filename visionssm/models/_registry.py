@@ -87,15 +87,11 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
     known = _CFGS[base]
     tag = tag or known.tags[0]
     if tag not in known.cfgs:
-        raise ValueError(
-            f"unknown weights {name!r}: {base!r} has the tags {', '.join(map(repr, known.tags))}"
-        )
+        raise ValueError(f"unknown weights {name!r}: {base!r} has the tags {', '.join(map(repr, known.tags))}")
     return dataclasses.replace(known.cfgs[tag], architecture=base, tag=tag)
 
 
-def build(
-    cls: Callable[..., ModelT], name: str, pretrained: bool, *, tag: str | None = None, **options: Any
-) -> ModelT:
+def build(cls: Callable[..., ModelT], name: str, pretrained: bool, *, tag: str | None = None, **options: Any) -> ModelT:
     """Builds a model that timm's registry does not know, as timm builds its own: with `pretrained_cfg`, and weights if asked for.
 
     Args:
@@ -141,9 +137,7 @@ def require_file(variant: str, places: Mapping[str, str], options: Mapping[str, 
     """
     if variant not in places:
         return
-    cfg = resolve_pretrained_cfg(
-        variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay")
-    )
+    cfg = resolve_pretrained_cfg(variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
     if not (cfg.has_weights or cfg.state_dict):
         raise RuntimeError(
             f"no pretrained weights exist under a direct address for {variant}: download the file from "

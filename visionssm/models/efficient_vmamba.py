@@ -192,9 +192,7 @@ default_cfgs = generate_default_cfgs(
         "efficient_vmamba_tiny.in1k": _cfg(),
         "efficient_vmamba_small.in1k": _cfg(),
         "efficient_vmamba_base.in1k": _cfg(),
-        "efficient_vmamba_nano.untrained": _cfg(
-            license="apache-2.0", input_size=(3, 64, 64), pool_size=(2, 2)
-        ),
+        "efficient_vmamba_nano.untrained": _cfg(license="apache-2.0", input_size=(3, 64, 64), pool_size=(2, 2)),
     }
 )
 
@@ -205,9 +203,7 @@ _BY_HAND = {
 }
 
 
-def _create(
-    variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]
-) -> EfficientVMamba:
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]) -> EfficientVMamba:
     if pretrained:
         require_file(variant, _BY_HAND, options)
     return build_model_with_cfg(

@@ -208,8 +208,7 @@ class GroupMamba(PretrainedMixin, HierarchicalModel):
         stages = []
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             blocks: list[nn.Module] = [
-                GroupMambaBlock(dims[i], scan=next(scans), drop_path=rate, mlp_ratio=mlp_ratios[i])
-                for rate in rates
+                GroupMambaBlock(dims[i], scan=next(scans), drop_path=rate, mlp_ratio=mlp_ratios[i]) for rate in rates
             ]
             if i < last:
                 blocks.append(nn.LayerNorm(dims[i], eps=1e-6))
@@ -225,9 +224,7 @@ class GroupMamba(PretrainedMixin, HierarchicalModel):
             strides=tuple(4 * 2**i for i in range(len(depths))),
             norm=nn.Identity(),  # the class block reads the last map as it is
             drop_rate=drop_rate,
-            head=PooledHead(
-                dims[last], num_classes, global_pool, neck=neck, drop_rate=drop_rate, distilled=True
-            ),
+            head=PooledHead(dims[last], num_classes, global_pool, neck=neck, drop_rate=drop_rate, distilled=True),
         )
         self.apply(_init_weights)
 

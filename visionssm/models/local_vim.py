@@ -167,9 +167,7 @@ class LocalVim(PretrainedMixin, PlainModel):
     def no_weight_decay(self) -> set[str]:
         """What the published training leaves out: tables, biases and D, all of which are vectors there. A_log is decayed."""
         vectors = (".D", ".dt_bias", ".conv_bias")
-        return {"pos_embed", "cls_token"} | {
-            name for name, _ in self.named_parameters() if name.endswith(vectors)
-        }
+        return {"pos_embed", "cls_token"} | {name for name, _ in self.named_parameters() if name.endswith(vectors)}
 
     @unscripted
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
@@ -224,9 +222,7 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     base = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"
     return {
         "url": base + file if file else "",
-        "custom_load": bool(
-            file
-        ),  # published files may carry pickled objects: only our reader takes them safely
+        "custom_load": bool(file),  # published files may carry pickled objects: only our reader takes them safely
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "fixed_input_size": True,

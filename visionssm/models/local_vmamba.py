@@ -110,9 +110,7 @@ class LocalVMamba(PretrainedMixin, HierarchicalModel):
         rates = drop_path_rates(drop_path_rate, depths)
         stages = []
         for i, width in enumerate(dims):
-            blocks: list[nn.Module] = [
-                LocalBlock(width, mixer(width, next(orders)), rate) for rate in rates[i]
-            ]
+            blocks: list[nn.Module] = [LocalBlock(width, mixer(width, next(orders)), rate) for rate in rates[i]]
             stages.append(Stage(PatchMerging(dims[i - 1], width) if i else nn.Identity(), blocks))
         super().__init__(
             in_chans=in_chans,
@@ -208,9 +206,7 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     base = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"
     return {
         "url": base + file if file else "",
-        "custom_load": bool(
-            file
-        ),  # published files may carry pickled objects: only our reader takes them safely
+        "custom_load": bool(file),  # published files may carry pickled objects: only our reader takes them safely
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),

@@ -112,9 +112,7 @@ class MambaND(PretrainedMixin, HierarchicalModel):
             in_chans=in_chans,
             num_classes=num_classes,
             global_pool=global_pool,
-            stem=PositionStem(
-                in_chans, dim, patch_size=patch_size, img_size=img_size, drop_rate=pos_drop_rate
-            ),
+            stem=PositionStem(in_chans, dim, patch_size=patch_size, img_size=img_size, drop_rate=pos_drop_rate),
             stages=stages,
             dims=(dim,) * depth,
             strides=tuple(strides),
@@ -134,9 +132,7 @@ class MambaND(PretrainedMixin, HierarchicalModel):
         if self.stem.grid_size != old:
             with torch.no_grad():
                 table = resize_positions(self.stem.pos_embed, old, self.stem.grid_size)
-            self.stem.pos_embed = nn.Parameter(
-                table.to(self.stem.pos_embed.dtype), self.stem.pos_embed.requires_grad
-            )
+            self.stem.pos_embed = nn.Parameter(table.to(self.stem.pos_embed.dtype), self.stem.pos_embed.requires_grad)
 
     @unscripted
     def resize_position_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

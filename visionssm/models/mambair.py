@@ -232,15 +232,9 @@ default_cfgs = generate_default_cfgs(
         "mambair_color_dn.sigma15": _cfg("Urban100 35.17 dB", "ColorDN_MambaIR_level15.pth"),
         "mambair_color_dn.sigma25": _cfg("Urban100 32.99 dB", "ColorDN_MambaIR_level25.pth"),
         "mambair_color_dn.sigma50": _cfg("Urban100 30.07 dB", "ColorDN_MambaIR_level50.pth"),
-        "mambair_jpeg_car.q10": _cfg(
-            "Classic5 30.27 dB / 0.8256", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)
-        ),
-        "mambair_jpeg_car.q30": _cfg(
-            "Classic5 33.74 dB / 0.8965", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)
-        ),
-        "mambair_jpeg_car.q40": _cfg(
-            "Classic5 34.53 dB / 0.9084", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)
-        ),
+        "mambair_jpeg_car.q10": _cfg("Classic5 30.27 dB / 0.8256", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)),
+        "mambair_jpeg_car.q30": _cfg("Classic5 33.74 dB / 0.8965", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)),
+        "mambair_jpeg_car.q40": _cfg("Classic5 34.53 dB / 0.9084", input_size=(1, 126, 126), mean=(0.0,), std=(1.0,)),
         "mambair_real_dn.sidd": _cfg("SIDD 39.89 dB / 0.960", input_size=(3, 128, 128)),
         "mambair_nano_x2.untrained": _cfg(),
         "mambair_unet_nano.untrained": _cfg(),
@@ -325,9 +319,7 @@ def mambair_real_dn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register("restoration")
 def mambair_nano_x2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A small MambaIR of our own for tests and demonstrations, about 0.2 M parameters, twice the size."""
-    return _create(
-        "mambair_nano_x2", pretrained, {**_LIGHT, "dim": 48, "depths": (4, 4), "upscale": 2}, kwargs
-    )
+    return _create("mambair_nano_x2", pretrained, {**_LIGHT, "dim": 48, "depths": (4, 4), "upscale": 2}, kwargs)
 
 
 @register("restoration")

@@ -65,9 +65,7 @@ class WindowAttention(nn.Module):
             x.shape[2] // self.window,
         )
         qkv = self.qkv(x).view(batch, height, window, width, window, 3, self.heads, x.shape[3] // self.heads)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(
-            5, 6
-        )  # (3, B, rows, columns, heads, positions, channels)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6)  # (3, B, rows, columns, heads, positions, channels)
         bias = self.bias.get_bias()
         if not self.shift:
             y = self._attend(qkv, bias)
@@ -76,8 +74,7 @@ class WindowAttention(nn.Module):
             rows = []
             for i in (inner, last):
                 row = [
-                    self._attend(qkv[:, :, i, j], bias + self._mask(bias, i == last, j == last))
-                    for j in (inner, last)
+                    self._attend(qkv[:, :, i, j], bias + self._mask(bias, i == last, j == last)) for j in (inner, last)
                 ]
                 rows.append(torch.cat(row, 2))
             y = torch.cat(rows, 1)
@@ -134,9 +131,7 @@ class GatedConvMlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
         self.norm = nn.LayerNorm(hidden // 2)
-        self.conv = nn.Conv2d(
-            hidden // 2, hidden // 2, kernel_size, padding=kernel_size // 2, groups=hidden // 2
-        )
+        self.conv = nn.Conv2d(hidden // 2, hidden // 2, kernel_size, padding=kernel_size // 2, groups=hidden // 2)
         self.fc2 = nn.Linear(hidden // 2, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -255,9 +250,7 @@ class MambaIRv2(PretrainedMixin, RestorationModel):
         def layer(index: int) -> AttentiveLayer:
             return AttentiveLayer(
                 dim,
-                attention=WindowAttention(
-                    dim, heads=heads, window=window, shift=window // 2 if index % 2 else 0
-                ),
+                attention=WindowAttention(dim, heads=heads, window=window, shift=window // 2 if index % 2 else 0),
                 mixer=AttentiveScan(
                     dim,
                     d_inner=hidden,

@@ -61,9 +61,7 @@ class MSVMambaBlock(nn.Module):
         post_norm: whether the second norm follows the feed-forward.
     """
 
-    def __init__(
-        self, dim: int, *, mixer: MultiScaleScan, drop_path: float, mlp_ratio: float, post_norm: bool
-    ) -> None:
+    def __init__(self, dim: int, *, mixer: MultiScaleScan, drop_path: float, mlp_ratio: float, post_norm: bool) -> None:
         super().__init__()
         self.post_norm = post_norm
         self.norm1 = nn.LayerNorm(dim)
@@ -143,9 +141,7 @@ class MSVMamba(PretrainedMixin, HierarchicalModel):
                     norm="sum" if third else "routes",
                     upsample="nearest" if third else "bilinear",
                 )
-                blocks.append(
-                    MSVMambaBlock(width, mixer=mixer, drop_path=rate, mlp_ratio=mlp_ratio, post_norm=third)
-                )
+                blocks.append(MSVMambaBlock(width, mixer=mixer, drop_path=rate, mlp_ratio=mlp_ratio, post_norm=third))
             smaller = downsample(dims[i - 1], width) if i else nn.Identity()
             stages.append(Stage(smaller, blocks, out_norm=nn.LayerNorm(width) if stage_norms else None))
         super().__init__(

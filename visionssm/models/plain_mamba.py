@@ -54,9 +54,7 @@ class ConvPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, H', W', dim)."""
-        x = self.convs(
-            self.act(self.norm1(self.conv1(x)))
-        )  # in NCHW: no slower, and rounds as the published code does
+        x = self.convs(self.act(self.norm1(self.conv1(x))))  # in NCHW: no slower, and rounds as the published code does
         x = F.pad(x, (0, -x.shape[3] % 8, 0, -x.shape[2] % 8))
         return self.proj(x).permute(0, 2, 3, 1)
 

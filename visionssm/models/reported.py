@@ -80,14 +80,16 @@ def _plain(top1: float, top5: float, params: str, drop_path: float) -> Reported:
 
 
 def _spatial(top1: float, params: str, flops: str, drop_path: float) -> Reported:
-    return Reported(
-        source=_SPATIAL, top1=top1, params=params, flops=flops, drop_path=drop_path, weights=_DRIVE
-    )
+    return Reported(source=_SPATIAL, top1=top1, params=params, flops=flops, drop_path=drop_path, weights=_DRIVE)
 
 
 def _msvmamba(top1: float, flops: str, drop_path: float, *, differ: str = "") -> Reported:
     source = "YuHengsss/MSVMamba README (arXiv 2405.14174)"
     return Reported(source=source, top1=top1, flops=flops, drop_path=drop_path, flops_differ=differ)
+
+
+def _efficient(top1: float, params: str, flops: str) -> Reported:
+    return Reported(source=_EFFICIENT, top1=top1, params=params, flops=flops, counted="no scan", drop_path=0.1)
 
 
 REPORTED: dict[str, Reported] = {
@@ -133,9 +135,9 @@ REPORTED: dict[str, Reported] = {
     "spatial_mamba_tiny": _spatial(83.5, "27M", "4.5G", 0.2),
     "spatial_mamba_small": _spatial(84.6, "43M", "7.1G", 0.3),
     "spatial_mamba_base": _spatial(85.3, "96M", "15.8G", 0.5),
-    "efficient_vmamba_tiny": Reported(source=_EFFICIENT, top1=76.5, drop_path=0.1, params="6.494M", flops="0.8G", counted="no scan"),
-    "efficient_vmamba_small": Reported(source=_EFFICIENT, top1=78.7, drop_path=0.1, params="11.274M", flops="1.3G", counted="no scan"),
-    "efficient_vmamba_base": Reported(source=_EFFICIENT, top1=81.8, drop_path=0.1, params="33.717M", flops="4.0G", counted="no scan"),
+    "efficient_vmamba_tiny": _efficient(76.5, "6.494M", "0.8G"),
+    "efficient_vmamba_small": _efficient(78.7, "11.274M", "1.3G"),
+    "efficient_vmamba_base": _efficient(81.8, "33.717M", "4.0G"),
     "group_mamba_tiny": Reported(source=_GROUP, top1=83.3, drop_path=0.05, note=_NO_FLOPS),
     "group_mamba_small": Reported(source=_GROUP, top1=83.9, drop_path=0.05, note=_NO_FLOPS),
     "group_mamba_base": Reported(source=_GROUP, top1=84.5, drop_path=0.05, note=_NO_FLOPS),

@@ -324,9 +324,7 @@ class SegMamba(PretrainedMixin, nn.Module):
         size = tuple(shape[2:])
         whole = all(side % self.stride == 0 for side in size)
         grids = [math.prod(side >> i + 1 for side in size) for i in range(len(self.slices))]
-        cut = whole and all(
-            grid % count == 0 for grid, count in zip(grids, self.slices, strict=True) if count
-        )
+        cut = whole and all(grid % count == 0 for grid, count in zip(grids, self.slices, strict=True) if count)
         if not self.any_size and not cut:
             factors = "".join(f"({axis}/{self.stride})" for axis in "DHW"[-len(size) :])
             raise ValueError(

@@ -216,13 +216,9 @@ _DRIVE = {
 }
 
 
-def _create(
-    variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]
-) -> SpatialMamba:
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]) -> SpatialMamba:
     if pretrained and variant in _DRIVE:
-        cfg = resolve_pretrained_cfg(
-            variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay")
-        )
+        cfg = resolve_pretrained_cfg(variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
         if not (cfg.has_weights or cfg.state_dict):
             raise RuntimeError(
                 f"the weights of {variant} are on Google Drive, which a program cannot fetch from: download "
@@ -259,6 +255,4 @@ def spatial_mamba_base(pretrained: bool = False, **kwargs: Any) -> SpatialMamba:
 @register("classification")
 def spatial_mamba_nano(pretrained: bool = False, **kwargs: Any) -> SpatialMamba:
     """A small Spatial-Mamba of our own for small images and tests, about 1 M parameters."""
-    return _create(
-        "spatial_mamba_nano", pretrained, {"dim": 24, "depths": (1, 1, 2, 1), "mlp_ratio": 2.0}, kwargs
-    )
+    return _create("spatial_mamba_nano", pretrained, {"dim": 24, "depths": (1, 1, 2, 1), "mlp_ratio": 2.0}, kwargs)

@@ -141,9 +141,7 @@ class Vim(PretrainedMixin, PlainModel):
     def no_weight_decay(self) -> set[str]:
         """What the published training leaves out: tables, biases and D, all of which are vectors there. A_log is decayed."""
         vectors = (".D", ".dt_bias", ".conv_bias")
-        return {"pos_embed", "cls_token"} | {
-            name for name, _ in self.named_parameters() if name.endswith(vectors)
-        }
+        return {"pos_embed", "cls_token"} | {name for name, _ in self.named_parameters() if name.endswith(vectors)}
 
     @unscripted
     def resize_position_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -129,11 +129,7 @@ class VMamba(PretrainedMixin, HierarchicalModel):
                     gate=gate,
                 )
                 rate = rates[i][j]
-                block = (
-                    ScanMlpBlock(width, mixer, rate, mlp_ratio)
-                    if mlp_ratio
-                    else ScanBlock(width, mixer, rate)
-                )
+                block = ScanMlpBlock(width, mixer, rate, mlp_ratio) if mlp_ratio else ScanBlock(width, mixer, rate)
                 blocks.append(block)
             stages.append(Stage(downsample(dims[i - 1], width) if i else nn.Identity(), blocks))
         super().__init__(
@@ -251,9 +247,7 @@ def vmamba_small_s2l15(pretrained: bool = False, **kwargs: Any) -> VMamba:
 @register("classification")
 def vmamba_base_s2l15(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """VMamba-B[s2l15]."""
-    return _create(
-        "vmamba_base_s2l15", pretrained, {"dim": 128, "depths": (2, 2, 15, 2), "ssm_ratio": 2.0}, kwargs
-    )
+    return _create("vmamba_base_s2l15", pretrained, {"dim": 128, "depths": (2, 2, 15, 2), "ssm_ratio": 2.0}, kwargs)
 
 
 @register("classification")

@@ -51,9 +51,7 @@ def _alike(value: Any, default: Any) -> bool:
     if default is dataclasses.MISSING or default is None:
         return True
     if isinstance(default, tuple):
-        return isinstance(value, tuple) and all(
-            _alike(item, first) for first in default[:1] for item in value
-        )
+        return isinstance(value, tuple) and all(_alike(item, first) for first in default[:1] for item in value)
     return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
 
 

@@ -155,9 +155,7 @@ class MultiHead(ScanOrder):
 
     def check(self) -> None:
         if not self.heads or any(head not in _HEADS for head in self.heads):
-            raise ValueError(
-                f"scan 'multi_head': heads={self.heads!r} must be a non-empty list of {tuple(_HEADS)}"
-            )
+            raise ValueError(f"scan 'multi_head': heads={self.heads!r} must be a non-empty list of {tuple(_HEADS)}")
 
     @property
     def num_routes(self) -> int:

@@ -38,9 +38,7 @@ def draw(scan: ScanOrder, size: Sequence[int], path: str | os.PathLike[str] | No
     if len(size) not in (2, 3):
         raise ValueError(f"draw shows images (H, W) and volumes (D, H, W), got size={size}")
     if scan.positions(size) != math.prod(size):
-        raise ValueError(
-            f"{scan!r} visits tokens that are no cells, so it cannot be drawn; draw the order it wraps"
-        )
+        raise ValueError(f"{scan!r} visits tokens that are no cells, so it cannot be drawn; draw the order it wraps")
     routes = scan.routes(size)
     columns = min(4, len(routes))
     rows = -(-len(routes) // columns)

@@ -30,9 +30,7 @@ class _Symmetries(ScanOrder):
 
     def check(self) -> None:
         if self.num_direction not in (2, 4, 8):
-            raise ValueError(
-                f"scan {self.name!r}: num_direction={self.num_direction!r} is not one of (2, 4, 8)"
-            )
+            raise ValueError(f"scan {self.name!r}: num_direction={self.num_direction!r} is not one of (2, 4, 8)")
 
     @abstractmethod
     def base(self, image: Tensor) -> Tensor:

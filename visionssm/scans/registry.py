@@ -32,9 +32,7 @@ def register_scan(name: str, *, replace: bool = False) -> Callable[[_Scan], _Sca
             raise TypeError(f"register_scan({name!r}) needs a subclass of ScanOrder, got {cls!r}")
         if name in _SCANS and not replace:
             taken = _SCANS[name].__qualname__
-            raise ValueError(
-                f"scan {name!r} is already registered as {taken}; pass replace=True to take it over"
-            )
+            raise ValueError(f"scan {name!r} is already registered as {taken}; pass replace=True to take it over")
         cls.name = name
         _SCANS[name] = cls
         return cls

@@ -29,9 +29,7 @@ class Select(ScanOrder):
     def check(self) -> None:
         known = self.source.num_routes
         if not self.which or any(not 0 <= route < known for route in self.which):
-            raise ValueError(
-                f"scan 'select': which={self.which!r} must name routes 0..{known - 1} of {self.scan!r}"
-            )
+            raise ValueError(f"scan 'select': which={self.which!r} must name routes 0..{known - 1} of {self.scan!r}")
 
     @property
     def source(self) -> ScanOrder:

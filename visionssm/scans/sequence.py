@@ -61,9 +61,7 @@ class LocalBidirectional(ScanOrder):
 
     def check(self) -> None:
         if self.segment < 0:
-            raise ValueError(
-                f"scan 'local_bidirectional': segment={self.segment!r} must be 0 or a positive integer"
-            )
+            raise ValueError(f"scan 'local_bidirectional': segment={self.segment!r} must be 0 or a positive integer")
 
     def segments(self, size: Sequence[int]) -> tuple[int, ...]:
         length = math.prod(size)

@@ -166,13 +166,9 @@ class ND3DFactorised(ScanOrder):
             )
 
     def segments(self, size: Sequence[int]) -> tuple[int, ...]:
-        inside = (
-            (2, 2, 3) if self.factorization == "hw_t" else (1, 1, 1)
-        )  # axes inside a sequence, per axis order
+        inside = (2, 2, 3) if self.factorization == "hw_t" else (1, 1, 1)  # axes inside a sequence, per axis order
         sides = dict(zip("dhw", size, strict=True))
-        pieces = [
-            math.prod(sides[x] for x in order[-n:]) for order, n in zip(_ND_ORDERS[3], inside, strict=True)
-        ]
+        pieces = [math.prod(sides[x] for x in order[-n:]) for order, n in zip(_ND_ORDERS[3], inside, strict=True)]
         return tuple(piece for piece in pieces for _ in range(2))
 
     def paths(self, size: tuple[int, ...]) -> list[Tensor]:

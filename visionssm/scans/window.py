@@ -100,9 +100,7 @@ class Window(ScanOrder):
         """
         image = grid(size)
         wrong = image.T.reshape(size).T.flatten()
-        return torch.stack(
-            [wrong if direction[0] == "v" else image.flatten() for direction in self.directions]
-        )
+        return torch.stack([wrong if direction[0] == "v" else image.flatten() for direction in self.directions])
 
 
 @register_scan("window_column_first")

@@ -77,9 +77,7 @@ class ZigzagHilbert(_OneOfEight):
     def all_paths(self, size: tuple[int, ...]) -> list[Tensor]:
         height, width = size
         upright = invert(gilbert((height, width), (0, 1))).view(height, width)
-        lying = invert(gilbert((width, height), (0, 1))).view(
-            width, height
-        )  # for what turns or mirrors it into H x W
+        lying = invert(gilbert((width, height), (0, 1))).view(width, height)  # for what turns or mirrors it into H x W
         ranks = [(lying if turns % 2 else upright).rot90(turns) for turns in range(4)]
         mirrored = [(upright if turns % 2 else lying).rot90(turns).T for turns in range(4)]
         paths = [image.flatten() for pair in zip(ranks, mirrored, strict=True) for image in pair]
@@ -110,9 +108,7 @@ class Random(ScanOrder):
 
     def paths(self, size: tuple[int, ...]) -> list[Tensor]:
         generator = torch.Generator(device="cpu").manual_seed(self.seed)
-        return [
-            torch.randperm(self.length(size), generator=generator, device="cpu") for _ in range(self.count)
-        ]
+        return [torch.randperm(self.length(size), generator=generator, device="cpu") for _ in range(self.count)]
 
     def _layer(self, index: int, depth: int) -> ScanOrder:
         return one_route_per_layer(self, index)

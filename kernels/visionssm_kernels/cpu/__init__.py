@@ -72,7 +72,9 @@ def _plan(batch: int, channels: int, routes: int, *, adding: bool, threads: int 
 
     def best(split: bool) -> int:
         count = threads or 2
-        return next((w for w in _WIDTHS if busy(w, split, count) > 0.85), max(_WIDTHS, key=lambda w: busy(w, split, count)))
+        return next(
+            (w for w in _WIDTHS if busy(w, split, count) > 0.85), max(_WIDTHS, key=lambda w: busy(w, split, count))
+        )
 
     width = best(split=not adding)
     split = not adding or routes == 1

@@ -27,9 +27,7 @@ __all__ = ["scan_backward", "scan_backward_dh", "scan_forward", "scan_forward_ke
 _BYTES = 4 * LANES
 
 
-def _advance(
-    size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, y: bool, keep: bool, decays: bool
-) -> None:
+def _advance(size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, y: bool, keep: bool, decays: bool) -> None:
     dt_at, x_at, y_at, row, b_at, c_at, pitch, a_at, h_at, kept_at, decays_at, steps = arguments
     rates = [e.load(e.offset(a_at, n, _BYTES)) for n in range(size)]
     start = [e.load(e.offset(h_at, n, _BYTES)) for n in range(size)]

@@ -38,7 +38,9 @@ _DIGEST = _digest_of_sources()
 
 @cache
 def _warn_of_no_cache() -> None:
-    message = "the CPU kernels are compiled anew in every process: no folder for them can be written, set NUMBA_CACHE_DIR"
+    message = (
+        "the CPU kernels are compiled anew in every process: no folder for them can be written, set NUMBA_CACHE_DIR"
+    )
     warnings.warn(message, numba.NumbaWarning, stacklevel=4)
 
 

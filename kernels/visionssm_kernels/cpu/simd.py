@@ -210,7 +210,12 @@ class Emitter:
         return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes)))
 
     def loop(
-        self, i_count: ir.Value, carried: Sequence[ir.Value], body: Callable[..., Sequence[ir.Value]], *, backwards: bool = False
+        self,
+        i_count: ir.Value,
+        carried: Sequence[ir.Value],
+        body: Callable[..., Sequence[ir.Value]],
+        *,
+        backwards: bool = False,
     ) -> list[ir.Value]:
         """Runs body(i_index, *carried) -> carried for every index; the values are phis, so they stay in registers."""
         b, before = self.b, self.b.block

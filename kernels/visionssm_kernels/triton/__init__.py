@@ -63,9 +63,7 @@ def routed_scan_forward(
     """(y, checkpoints, states); see `scan.routed_scan_forward`."""
     from . import scan
 
-    return scan.routed_scan_forward(
-        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states
-    )
+    return scan.routed_scan_forward(u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states)
 
 
 def routed_scan_backward(
@@ -80,9 +78,7 @@ def routed_scan_backward(
     )
 
 
-def route_conv_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool
-) -> Tensor:
+def route_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool) -> Tensor:
     """u (B, L, K, D); see `conv.route_conv_forward`."""
     from . import conv
 

@@ -72,9 +72,7 @@ def load_rows(pointer, positions, stride, offsets, mask, U: tl.constexpr):
     flight together."""
     rows = ()
     for i in tl.static_range(U):
-        rows = rows + (
-            tl.load(pointer + positions[i] * stride + offsets, mask=mask & (positions[i] >= 0), other=0.0),
-        )
+        rows = rows + (tl.load(pointer + positions[i] * stride + offsets, mask=mask & (positions[i] >= 0), other=0.0),)
     return rows
 
 

@@ -91,9 +91,7 @@ def conv_weight_kernel(
     x += b * x_b + k * x_k
     position = load_position(order, t, T)[:, None]
     taken = inside[None, :] & (position >= 0)
-    g = tl.load(grad + b * grad_b + k * grad_k + position * grad_l + d[None, :], mask=taken, other=0.0).to(
-        tl.float32
-    )
+    g = tl.load(grad + b * grad_b + k * grad_k + position * grad_l + d[None, :], mask=taken, other=0.0).to(tl.float32)
     if SILU:
         total = convolve(x, weight + k * dim * W, order, t, T, d, x_l, inside, W, -1)
         total += load_channels(bias, k * dim + d, inside)[None, :]
@@ -104,9 +102,7 @@ def conv_weight_kernel(
     share = ((part.to(tl.int64) * batch + b) * routes + k) * dim + d
     for j in tl.static_range(W):
         source = load_position(order, t - j, T)[:, None]
-        row = tl.load(x + source * x_l + d[None, :], mask=inside[None, :] & (source >= 0), other=0.0).to(
-            tl.float32
-        )
+        row = tl.load(x + source * x_l + d[None, :], mask=inside[None, :] & (source >= 0), other=0.0).to(tl.float32)
         tl.store(dweight + share * W + (W - 1 - j), tl.sum(g * row, axis=0), mask=inside)
     if dbias is not None:
         tl.store(dbias + share, tl.sum(g, axis=0), mask=inside)
@@ -133,9 +129,7 @@ def _convolve(
     return out
 
 
-def route_conv_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool
-) -> Tensor:
+def route_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool) -> Tensor:
     """u (B, L, K, D) of x's dtype; x (B, L, Kx, D), weight (K, D, W), bias (K, D) or None, order as in
     `routed_scan_forward`."""
     return _convolve(unit_rows(x), weight.contiguous(), bias, unit_rows(order), silu, -1)

@@ -52,9 +52,7 @@ def clear_kernel(x, visited, L, routes, width, visited_b, BL: tl.constexpr, BW: 
         for start in range(0, width, BW):
             offset = start + tl.arange(0, BW)
             missing = (mark == 0)[:, None] & (offset < width)[None, :]
-            tl.store(
-                x + rows[:, None] + offset[None, :], tl.zeros((BL, BW), x.dtype.element_ty), mask=missing
-            )
+            tl.store(x + rows[:, None] + offset[None, :], tl.zeros((BL, BW), x.dtype.element_ty), mask=missing)
 
 
 @overload

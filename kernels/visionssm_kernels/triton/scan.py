@@ -70,9 +70,7 @@ def routed_scan_forward(
     y = image_buffer((batch, length, routes, dim), u.dtype, u, order)
     shape = (batch, length, routes, dim, d_state)
     states = image_buffer(shape, torch.float32, u, order) if save_states else None
-    checkpoints = (
-        torch.empty((batch, routes, chunks, dim, d_state), **floats) if save_checkpoints or split else None
-    )
+    checkpoints = torch.empty((batch, routes, chunks, dim, d_state), **floats) if save_checkpoints or split else None
     if y.numel() and steps:
         u_strides, delta_strides, B_strides, C_strides = (row_strides(x, routes) for x in (u, delta, B, C))
         fixed = {"N": d_state, "BD": block, "U": group, "CHUNK": CHUNK, "SOFTPLUS": softplus}

@@ -109,9 +109,7 @@ def scan_backward_kernel(
     if carries is not None:
         first = part
         last = part + 1
-        carry = tl.load(
-            carries + (chunk0 + last) * dim * N + tile, mask=tile_inside & (last < chunks), other=0.0
-        )
+        carry = tl.load(carries + (chunk0 + last) * dim * N + tile, mask=tile_inside & (last < chunks), other=0.0)
     for reverse_c in range(last - first):
         c = last - 1 - reverse_c
         start = c * CHUNK
@@ -167,9 +165,7 @@ def scan_backward_kernel(
                 place = positions[i] * routes * dim + d
                 tl.store(du + place, du_row.to(du.dtype.element_ty), mask=inside & visited)
                 tl.store(ddelta + place, ddelta_row.to(ddelta.dtype.element_ty), mask=inside & visited)
-                sums = fold_channels(
-                    g * (dts[i] * u_row)[None, :], states[i + 1] * grad[None, :], N, BD, STAGES
-                )
+                sums = fold_channels(g * (dts[i] * u_row)[None, :], states[i + 1] * grad[None, :], N, BD, STAGES)
                 tl.store(dBC + positions[i] * routes * 2 * N + folded, sums, mask=(folded >= 0) & visited)
         tl.debug_barrier()
 

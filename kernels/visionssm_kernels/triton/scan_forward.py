@@ -59,9 +59,7 @@ def scan_forward_kernel(
     if SPLIT:
         first = part
         last = first + 1
-        h = tl.load(
-            checkpoints + (chunk0 + first - 1) * dim * N + tile, mask=tile_inside & (first > 0), other=0.0
-        )
+        h = tl.load(checkpoints + (chunk0 + first - 1) * dim * N + tile, mask=tile_inside & (first > 0), other=0.0)
 
     for c in range(first, last):
         for t in range(c * CHUNK, tl.minimum((c + 1) * CHUNK, T), U):
@@ -75,9 +73,7 @@ def scan_forward_kernel(
                 h = advance(h, tl.exp2(decay_rate * dts[i][None, :]), dts[i], us[i], Bs[i])
                 out = tl.sum(h * Cs[i].to(tl.float32), axis=0) + skip * us[i].to(tl.float32)
                 visited = positions[i] >= 0
-                tl.store(
-                    y + positions[i] * routes * dim + d, out.to(y.dtype.element_ty), mask=inside & visited
-                )
+                tl.store(y + positions[i] * routes * dim + d, out.to(y.dtype.element_ty), mask=inside & visited)
                 if states is not None:
                     place = ((b * L + positions[i]) * routes + k) * dim * N
                     tl.store(states + place + tile, h, mask=tile_inside & visited)
@@ -150,7 +146,5 @@ def chunk_pass_kernel(
         c = chunks - 1 - i if REVERSE else i
         place = (bk * chunks + c) * dim
         dt_sum = tl.load(dt_sums + place + d, mask=inside, other=0.0)
-        h = tl.exp2(decay_rate * dt_sum[None, :]) * h + tl.load(
-            carried + place * N + tile, mask=tile_inside, other=0.0
-        )
+        h = tl.exp2(decay_rate * dt_sum[None, :]) * h + tl.load(carried + place * N + tile, mask=tile_inside, other=0.0)
         tl.store(carried + place * N + tile, h, mask=tile_inside)

@@ -149,9 +149,7 @@ def _run(cell: Cell, root: Path) -> Outcome:
             stack.enter_context(contextlib.redirect_stdout(log))
             stack.enter_context(contextlib.redirect_stderr(log))
             result = measure(scan_from_key(cell.scan), cell.params, folder)
-    except (
-        Exception
-    ) as error:  # one cell must not take the others with it; it is reported, and the exit status tells
+    except Exception as error:  # one cell must not take the others with it; it is reported, and the exit status tells
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         return Outcome(cell, None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     described = {"kind": cell.kind, "scan": cell.scan, "params": cell.params}

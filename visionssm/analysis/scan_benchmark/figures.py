@@ -50,11 +50,7 @@ def path_entry(scan: ScanOrder, side: int) -> dict[str, Any]:
     """What `draw_paths` needs of an order; `shown` is its first route that is not straight, where it has one."""
     image, routes = grid((side, side)), scan.routes((side, side))
     straight = [turned.flatten() for i in range(4) for turned in (image.rot90(i), image.rot90(i).T)]
-    bent = [
-        i
-        for i, route in enumerate(routes)
-        if not any(torch.equal(route[route >= 0], line) for line in straight)
-    ]
+    bent = [i for i, route in enumerate(routes) if not any(torch.equal(route[route >= 0], line) for line in straight)]
     paths = routes.tolist()
     return {
         "order": scan.name,
@@ -154,9 +150,7 @@ def _learning(figures: dict[str, Any]) -> Figure:
     orders = len({row["order"] for row in figures["learning"]})
     figure = Figure(figsize=(4 * len(tasks), 0.28 * orders + 1.2), layout="constrained")
     for index, task in enumerate(tasks):
-        rows = sorted(
-            (row for row in figures["learning"] if row["task"] == task), key=lambda row: row["mean"]
-        )
+        rows = sorted((row for row in figures["learning"] if row["task"] == task), key=lambda row: row["mean"])
         axes = figure.add_subplot(1, len(tasks), index + 1)
         for place, row in enumerate(rows):
             colour = COLOURS[1] if row["order"] == figures["baseline"] else COLOURS[0]
@@ -198,10 +192,6 @@ def _maps(figures: dict[str, Any], *, attention: bool) -> Figure:
         )
         axes.set_axis_off()
         axes.set_title(row["order"], fontsize=8)
-    what = (
-        "hidden attention of the central token"
-        if attention
-        else "effective receptive field of the central pixels"
-    )
+    what = "hidden attention of the central token" if attention else "effective receptive field of the central pixels"
     figure.suptitle(f"{what}, square roots", fontsize=9)
     return figure

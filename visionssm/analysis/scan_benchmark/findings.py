@@ -40,9 +40,7 @@ def _learning(figures: dict[str, Any]) -> list[str]:
         said = [f"better than {figures['baseline']}: {', '.join(better)}"] if better else []
         said += [f"worse: {', '.join(worse)}"] if worse else []
         none = "no order differs significantly from " + figures["baseline"]
-        findings.append(
-            text + ("significantly " + "; ".join(said) if said else none) + " after Holm's correction."
-        )
+        findings.append(text + ("significantly " + "; ".join(said) if said else none) + " after Holm's correction.")
     return findings
 
 
@@ -59,9 +57,7 @@ def _cost(figures: dict[str, Any]) -> list[str]:
     ]
     if figures["growth"]:
         powers = sorted(row["both"] for row in figures["growth"])
-        findings.append(
-            f"Time grows as tokens to the power {powers[0]:.2f} to {powers[-1]:.2f}; 1 is linear."
-        )
+        findings.append(f"Time grows as tokens to the power {powers[0]:.2f} to {powers[-1]:.2f}; 1 is linear.")
     return findings
 
 

@@ -30,9 +30,7 @@ def geometry_cells(scans: Sequence[ScanOrder], config: GeometryConfig) -> list[C
     params = dataclasses.asdict(config)
     del params["on"], params["sizes"]
     params["within"] = list(config.within)
-    return [
-        Cell("geometry", scan.key, {**params, "size": list(size)}) for scan in scans for size in config.sizes
-    ]
+    return [Cell("geometry", scan.key, {**params, "size": list(size)}) for scan in scans for size in config.sizes]
 
 
 def measure(scan: ScanOrder, params: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -81,9 +79,7 @@ def step_lengths(routes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.cat(lengths)
 
 
-def neighbours_within(
-    inverse: Tensor, size: tuple[int, int], steps: Sequence[int]
-) -> tuple[list[float], list[float]]:
+def neighbours_within(inverse: Tensor, size: tuple[int, int], steps: Sequence[int]) -> tuple[list[float], list[float]]:
     """Share of the pairs of 4-neighbours that an order visits within t steps of each other.
 
     Args:
@@ -97,9 +93,7 @@ def neighbours_within(
     """
     image = inverse.view(-1, *size).double()
     image = torch.where(image < 0, torch.nan, image)
-    gaps = (
-        torch.cat([image.diff(dim=1).flatten(1), image.diff(dim=2).flatten(1)], 1).abs().nan_to_num(math.inf)
-    )
+    gaps = torch.cat([image.diff(dim=1).flatten(1), image.diff(dim=2).flatten(1)], 1).abs().nan_to_num(math.inf)
     mean = [(gaps <= t).double().mean().item() for t in steps]
     return mean, [(gaps.amin(0) <= t).double().mean().item() for t in steps]
 

@@ -44,13 +44,9 @@ def user_photos(folder: str) -> tuple[list[Tensor], list[Tensor]]:
         DataError: fewer than four images in the folder, or one that cannot be read.
     """
     root = Path(folder).expanduser()
-    files = (
-        sorted(file for file in root.rglob("*") if file.suffix.lower() in _ENDINGS) if root.is_dir() else []
-    )
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _ENDINGS) if root.is_dir() else []
     if len(files) < 4:
-        raise DataError(
-            f"{folder} must be a folder with at least 4 images ({', '.join(_ENDINGS)}), found {len(files)}"
-        )
+        raise DataError(f"{folder} must be a folder with at least 4 images ({', '.join(_ENDINGS)}), found {len(files)}")
     photos = [_tensor(np.asarray(open_image(file, str(file)))) for file in files]
     return [photo for i, photo in enumerate(photos) if i % 4 != 3], photos[3::4]
 

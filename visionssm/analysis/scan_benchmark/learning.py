@@ -48,9 +48,7 @@ def learning_cells(scans: Sequence[ScanOrder], config: LearningConfig) -> list[C
         else:
             tasks.append({"task": task, **shared, "dense": dataclasses.asdict(config.dense)})
     for own in config.recipes:
-        tasks.append(
-            {"task": Path(own.recipe).stem, "trainer": own.trainer, "recipe": read_recipe(own.recipe)}
-        )
+        tasks.append({"task": Path(own.recipe).stem, "trainer": own.trainer, "recipe": read_recipe(own.recipe)})
     names = [task["task"] for task in tasks]
     if len(set(names)) < len(names):
         raise UserError(f"learning: two tasks have one name: {', '.join(names)}")
@@ -69,15 +67,11 @@ def learning_cells(scans: Sequence[ScanOrder], config: LearningConfig) -> list[C
 def measure(scan: ScanOrder, params: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Trains once: score (the higher the better), metric, parameters, seconds."""
     start = time.perf_counter()
-    result = (
-        _train_by_recipe(scan, params, folder) if "recipe" in params else _train_dense(scan, params, folder)
-    )
+    result = _train_by_recipe(scan, params, folder) if "recipe" in params else _train_dense(scan, params, folder)
     return {**result, "seconds": time.perf_counter() - start}
 
 
-def _recipe(
-    tree: dict[str, Any], name: str, options: dict[str, Any], seed: int, output: str
-) -> dict[str, Any]:
+def _recipe(tree: dict[str, Any], name: str, options: dict[str, Any], seed: int, output: str) -> dict[str, Any]:
     model = dict(tree.get("model", {}))
     model["kwargs"] = {**model.get("kwargs", {}), "scan": {"name": name, **options}}
     run = {**tree.get("run", {}), "seed": seed, "output": output, "tensorboard": False, "overwrite": True}
@@ -160,9 +154,7 @@ def _train_dense(scan: ScanOrder, params: dict[str, Any], folder: Path) -> dict[
     torch.manual_seed(seed_of(seed))
     model = build_dense_model(scan, params, task.outputs)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=config.steps, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.1)
     for step in range(config.steps):
         images, target = task.batch(seed, step, config.batch_size)
         loss = task.loss(task.answer(images, model(images)), target)

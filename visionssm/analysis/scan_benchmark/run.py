@@ -80,9 +80,7 @@ def chosen_scans(config: BenchmarkConfig) -> list[ScanOrder]:
 def label(scan: ScanOrder) -> str:
     """Its name, with the options that are not the default ones."""
     fields = {field.name: field.default for field in dataclasses.fields(scan)}
-    options = [
-        f"{name}={value}" for name, value in scan.options.items() if name != "ndim" and value != fields[name]
-    ]
+    options = [f"{name}={value}" for name, value in scan.options.items() if name != "ndim" and value != fields[name]]
     return f"{scan.name}({', '.join(options)})" if options else scan.name
 
 
@@ -90,9 +88,7 @@ def machine() -> dict[str, Any]:
     """What times depend on."""
     names = Path("/proc/cpuinfo")
     lines = names.read_text().splitlines() if names.exists() else []
-    model = next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     facts = {
         "processor": model,
         "cores": cores(),
@@ -187,9 +183,7 @@ def _describe(scan: ScanOrder, draw: int) -> dict[str, Any]:
     }
 
 
-def _gather(
-    scans: Sequence[ScanOrder], outcomes: dict[str, list[Outcome]], config: BenchmarkConfig
-) -> dict[str, Any]:
+def _gather(scans: Sequence[ScanOrder], outcomes: dict[str, list[Outcome]], config: BenchmarkConfig) -> dict[str, Any]:
     names = {scan.key: label(scan) for scan in scans}
     done = {
         stage: [(names[o.cell.scan], o.cell.params, o.result) for o in rows if o.result is not None]
@@ -200,10 +194,7 @@ def _gather(
         for name, params, result in done["geometry"]
     ]
     cost = [cost_row(name, params, result) for name, params, result in done["cost"]]
-    runs = [
-        {"order": name, "task": p["task"], "seed": p["seed"], **result}
-        for name, p, result in done["learning"]
-    ]
+    runs = [{"order": name, "task": p["task"], "seed": p["seed"], **result} for name, p, result in done["learning"]]
     return {
         "baseline": config.baseline,
         "orders": [_describe(scan, config.draw) for scan in scans],
@@ -212,9 +203,7 @@ def _gather(
         "growth": growth(cost),
         "learning": _learning(runs, config.baseline),
         "runs": runs,
-        "seeing": [
-            {"order": name, "trained": params["trained"], **result} for name, params, result in done["seeing"]
-        ],
+        "seeing": [{"order": name, "trained": params["trained"], **result} for name, params, result in done["seeing"]],
         "failures": [
             {"order": names[o.cell.scan], "stage": stage, "cell": o.cell.digest, "error": o.error}
             for stage, rows in outcomes.items()

@@ -139,9 +139,7 @@ def measure(scan: ScanOrder, params: dict[str, Any], folder: Path) -> dict[str, 
     if params["cell"] is not None:
         weights = folder.parents[1] / "learning" / params["cell"] / WEIGHTS
         if not weights.is_file():
-            raise UserError(
-                f"the backbone trained with {scan.name} is not there, so there is nothing to look at"
-            )
+            raise UserError(f"the backbone trained with {scan.name} is not there, so there is nothing to look at")
         model = load_dense_model(scan, params["model"], weights)
     else:
         model = build_dense_model(scan, params["model"], Denoising.outputs).eval()
@@ -191,6 +189,4 @@ def _encode(values: Tensor, *, per_row: bool = False) -> str:
 def decode(text: str, side: int) -> np.ndarray:
     """The maps of `measure` as uint8: (side, side), or (side * side, side * side) for attention."""
     values = np.frombuffer(base64.b64decode(text), np.uint8)
-    return (
-        values.reshape(side, side) if len(values) == side * side else values.reshape(side * side, side * side)
-    )
+    return values.reshape(side, side) if len(values) == side * side else values.reshape(side * side, side * side)

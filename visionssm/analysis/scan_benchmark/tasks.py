@@ -89,8 +89,7 @@ class DigitMaps:
             for place in random.choice(cells * cells, DIGITS_PER_MAP, replace=False):
                 index = random.integers(len(scans))
                 top, left = (
-                    int(part) * side + int(move)
-                    for part, move in zip(divmod(place, cells), shift, strict=True)
+                    int(part) * side + int(move) for part, move in zip(divmod(place, cells), shift, strict=True)
                 )
                 window = (slice(top, top + side), slice(left, left + side))
                 image[window] = torch.maximum(image[window], scans[index])
