@@ -226,12 +226,14 @@ def test_evaluation_of_folders(restorer, photo, tmp_path, monkeypatch, capsys) -
 
 @pytest.mark.slow
 def test_kill_dash_nine_and_resume_gives_the_same_bits(tmp_path: Path, photo: np.ndarray) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
     for i in range(3):
-        Image.fromarray(np.roll(photo, 9 * i, 1)).save(tmp_path / f"{i}.png")
+        Image.fromarray(np.roll(photo, 9 * i, 1)).save(pictures / f"{i}.png")
     options = [
         "model.kwargs={dim: 12, depths: [1], d_state: 1}",
-        f"data.train.clean=[{tmp_path}]",
-        f"data.validation.clean=[{tmp_path}]",
+        f"data.train.clean=[{pictures}]",
+        f"data.validation.clean=[{pictures}]",
         "data.patch_size=16",
         "run.tensorboard=false",
         "--cpu",
