@@ -415,3 +415,17 @@ def test_what_does_not_fit_is_named(recipe, sections: dict, message: str) -> Non
         train_restorer(recipe(**sections), cpu=True)
     with pytest.raises(UserError, match=r"the last of data\.stages must end with the run"):
         recipe(data={**_data(recipe), "stages": STAGES[:1]}).stages(2)
+
+
+def test_recolouring_permutes_both_pictures_alike(pictures: Path) -> None:
+    source = open_pictures(SplitConfig(clean=(str(pictures / "HR"),)), "train", scale=2, channels=3)
+    options: dict[str, Any] = {"scale": 2, "flips": True, "seed": 0}
+    plain = PatchSet(source, DegradationConfig(), **options)
+    coloured = PatchSet(source, DegradationConfig(), recolour=True, **options)
+    orders = set()
+    for update in range(8):
+        one, two = plain[update, 0, 0, 16], coloured[update, 0, 0, 16]
+        order = [next(i for i in range(3) if torch.equal(one["clean"][i], channel)) for channel in two["clean"]]
+        assert torch.equal(two["degraded"], one["degraded"][order])
+        orders.add(tuple(order))
+    assert len(orders) > 2
