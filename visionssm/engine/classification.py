@@ -345,10 +345,3 @@ def _export_and_score(
     export_classifier(model, weights, folder, classes=classes, stats=stats)
     loaded = load_classifier(str(folder)).to(task.accelerator.device)
     return task.scores(loaded, source, input_stats(loaded))
-
-
-def _starting_point(config: Any, folder: Path, resume: str, accelerator: Accelerator) -> Path | None:
-    return starting_point(config.run, resume, accelerator)
-
-
-_environment = environment

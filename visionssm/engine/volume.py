@@ -48,12 +48,12 @@ from visionssm.data.volumes import (
     write_generated,
 )
 from visionssm.engine.checkpoint import BEST, load_checkpoint, write_atomic
-from visionssm.engine.classification import _environment, _starting_point
 from visionssm.engine.config import ConfigError, build_config, dump_config
 from visionssm.engine.logging import RunLogger
 from visionssm.engine.loop import Place, Trainer, build_accelerator
 from visionssm.engine.models import ModelConfig
 from visionssm.engine.plots import plot_curves
+from visionssm.engine.run_folder import environment, starting_point
 from visionssm.engine.settings import EmaConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from visionssm.engine.volume_metrics import VolumeScores, dice, score_regions
 
@@ -316,7 +316,7 @@ def train_volume(
     started = time.perf_counter()
     folder, data = Path(config.run.output), config.data
     accelerator = build_accelerator(config.run, cpu=cpu)
-    checkpoint = _starting_point(config, folder, resume, accelerator)  # pyright: ignore
+    checkpoint = starting_point(config.run, resume, accelerator)
     if data.name == "generated" and accelerator.is_main_process:
         write_generated(data.path, classes=len(data.classes) - 1)
     accelerator.wait_for_everyone()
@@ -380,7 +380,7 @@ def train_volume(
                 "scores": summarise([p.scores for p in found if p.scores is not None]),
                 "history": history,
                 "seconds": time.perf_counter() - started,
-                "environment": _environment(accelerator),
+                "environment": environment(accelerator),
                 "config": dump_config(config),
             }
             write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
