@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -59,7 +60,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, limit:
     shown = rows if limit is None else rows[:limit]
     for row in shown:
         table.add_row(*(_cell(value) for value in row))
-    console = Console(highlight=False, soft_wrap=True)
+    # what is piped or kept in a file shall hold whole names, however long
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
     console.print(table)
     if len(shown) < len(rows):
         console.print(f"... and {len(rows) - len(shown)} more")
