@@ -1,6 +1,7 @@
 """Building blocks that timm does not have; what it has comes from timm."""
 
 from .downsample import ConvDownsample, PatchMerging
+from .feature_pyramid import PyramidFeatures, SimpleFeaturePyramid, plain_feature_cfg
 from .head import PooledHead
 from .hierarchical import HierarchicalModel, Stage
 from .init import init_A_log, init_dt
@@ -20,13 +21,16 @@ __all__ = [
     "PlainModel",
     "PooledHead",
     "PositionStem",
+    "PyramidFeatures",
     "ResidualGroup",
     "RestorationModel",
     "RestorationUNet",
+    "SimpleFeaturePyramid",
     "Stage",
     "Upsampler",
     "init_A_log",
     "init_dt",
     "pad_to_multiple",
+    "plain_feature_cfg",
     "rope_tables",
 ]

@@ -56,7 +56,7 @@ class PooledHead(nn.Module):
             num_classes: 0 removes them.
             pool_type: new pooling, unchanged if None.
         """
-        where = next(self.neck.parameters())
+        where = next(self.parameters(), torch.empty(0))  # none are left of a pruned head
         if pool_type is not None:
             self.global_pool = self._pool(pool_type)
         self.fc = self._linear(num_classes).to(where.device, where.dtype)

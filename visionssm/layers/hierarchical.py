@@ -9,6 +9,7 @@ from timm.layers import ClassifierHead
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from .head import PooledHead
 from .typing import checkpointed, unscripted
 
 __all__ = ["HierarchicalModel", "Stage"]
@@ -166,6 +167,8 @@ class HierarchicalModel(nn.Module):
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
+            if isinstance(self.head, PooledHead):
+                self.head.neck = nn.Identity()
         return take_indices
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.mamba_nd import LAYOUT
-from visionssm.layers import HierarchicalModel, PatchMerging, PooledHead, PositionStem, Stage
+from visionssm.layers import HierarchicalModel, PatchMerging, PooledHead, PositionStem, Stage, plain_feature_cfg
 from visionssm.layers.plain import resize_positions
 from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import SequenceScan
@@ -193,13 +193,14 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]) -> MambaND:
+    options = {**defaults, **options}
     return build_model_with_cfg(
         MambaND,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (-3, -2, -1), "feature_cls": "getter"},
-        **{**defaults, **options},
+        feature_cfg=plain_feature_cfg(options),
+        **options,
     )
 
 

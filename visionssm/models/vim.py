@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.vim import LAYOUT
-from visionssm.layers import PatchEmbed, PlainModel
+from visionssm.layers import PatchEmbed, PlainModel, plain_feature_cfg
 from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
@@ -201,13 +201,14 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]) -> Vim:
+    options = {**defaults, **options}
     return build_model_with_cfg(
         Vim,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (-3, -2, -1), "feature_cls": "getter"},
-        **{**defaults, **options},
+        feature_cfg=plain_feature_cfg(options),
+        **options,
     )
 
 
