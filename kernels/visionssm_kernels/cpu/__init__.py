@@ -13,7 +13,19 @@ from torch import Tensor
 from .conv import ConvJob, convolve
 from .probe import why_broken
 from .rows import NOTHING, Rows, refer
-from .scan import CHUNK, PIECE, BackwardJob, ForwardJob, Problem, backward, forward, reduce
+from .scan import (
+    CHUNK,
+    PIECE,
+    BackwardJob,
+    ForwardJob,
+    Problem,
+    ReduceJob,
+    backward,
+    backward_with_states,
+    forward,
+    forward_with_states,
+    reduce,
+)
 from .simd import LANES
 from .threads import run_tasks
 
@@ -93,7 +105,9 @@ def _sum_parts(parts: Tensor) -> Tensor:
         return parts[0]
     total = torch.empty_like(parts[0])
     count, pieces = total.numel(), -(-total.numel() // PIECE)
-    run_tasks(reduce, lambda counter: (parts.data_ptr(), total.data_ptr(), count, parts.shape[0], counter), pieces)
+    run_tasks(
+        reduce, lambda counter: ReduceJob(parts.data_ptr(), total.data_ptr(), count, parts.shape[0], counter), pieces
+    )
     return total
 
 
@@ -142,14 +156,14 @@ def routed_scan_forward(
     checkpoints = torch.empty(batch, K, -(-steps // CHUNK), channels, N) if save_checkpoints else torch.empty(0)
     states = torch.empty(batch, positions, K, channels, N) if save_states else torch.empty(0)
 
-    def arguments(counter: int) -> tuple[ForwardJob, int | None]:
-        job = ForwardJob(
+    def job(counter: int) -> ForwardJob:
+        return ForwardJob(
             _problem(plan, batch, positions, A, D, bias, order, softplus, counter),
             refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), sink, _data(checkpoints),
+            _data(states),
         )  # fmt: skip
-        return job, _data(states) if save_states else None
 
-    run_tasks(forward, arguments, plan.tasks)
+    run_tasks(forward_with_states if save_states else forward, job, plan.tasks)
     if adding:
         return _sum_parts(y).to(u.dtype), checkpoints, states
     return (y.squeeze(2) if merge == "sum" else y), checkpoints, states
@@ -175,16 +189,15 @@ def routed_scan_backward(
     dbias = None if bias is None else torch.empty(batch, K, channels)
     grad_states = None if grad_states is None else grad_states.float().contiguous()
 
-    def arguments(counter: int) -> tuple[BackwardJob, int | None]:
-        job = BackwardJob(
+    def job(counter: int) -> BackwardJob:
+        return BackwardJob(
             _problem(plan, batch, positions, A_, D_, bias_, order, softplus, counter),
             refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), refer(grad_y, shared=merge == "sum"),
             du_sink, refer(ddelta), refer(dB.flatten(0, 1)), refer(dC.flatten(0, 1)), 4 * batch * positions * K * N,
-            _data(dA), _data(dD), _data(dbias), _data(checkpoints),
+            _data(dA), _data(dD), _data(dbias), _data(checkpoints), _data(grad_states),
         )  # fmt: skip
-        return job, None if grad_states is None else _data(grad_states)
 
-    run_tasks(backward, arguments, plan.tasks)
+    run_tasks(backward if grad_states is None else backward_with_states, job, plan.tasks)
     dA, dB, dC = _sum_parts(dA), _sum_parts(dB), _sum_parts(dC)
     return (
         (_sum_parts(du).unsqueeze(2) if adding else du).to(u.dtype), ddelta, dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype),
@@ -201,14 +214,14 @@ def route_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, order: Te
     plan = _plan(batch, channels, K, adding=False, threads=torch.get_num_threads())
     u = torch.empty(batch, positions, K, channels, dtype=x.dtype)
 
-    def arguments(counter: int) -> tuple[ConvJob]:
+    def job(counter: int) -> ConvJob:
         steps = positions if order is None else order.shape[-1]
-        return (ConvJob(
+        return ConvJob(
             batch, positions, channels, taps, K, steps, int(silu), 0, _data(weight_), _data(bias), *_table(order), plan.width,
             plan.blocks, 1, counter, refer(x, shared=x.shape[2] == 1), refer(u), NOTHING, 0, 0,
-        ),)  # fmt: skip
+        )  # fmt: skip
 
-    run_tasks(convolve, arguments, plan.tasks)
+    run_tasks(convolve, job, plan.tasks)
     return u
 
 
@@ -224,15 +237,15 @@ def route_conv_backward(
     dx, sink = _sink((batch, positions, K, channels), plan, adding, x.dtype)
     dweight, dbias = torch.empty(batch, K, channels, taps), torch.empty(batch, K, channels)
 
-    def arguments(counter: int) -> tuple[ConvJob]:
+    def job(counter: int) -> ConvJob:
         steps = positions if order is None else order.shape[-1]
-        return (ConvJob(
+        return ConvJob(
             batch, positions, channels, taps, K, steps, int(silu), 1, _data(weight_), _data(bias_), *_table(order), plan.width,
             plan.blocks, int(plan.split), counter, refer(x, shared=x.shape[2] == 1), refer(grad_u), sink, _data(dweight),
             _data(dbias),
-        ),)  # fmt: skip
+        )  # fmt: skip
 
-    run_tasks(convolve, arguments, plan.tasks)
+    run_tasks(convolve, job, plan.tasks)
     dweight, dbias = _sum_parts(dweight), _sum_parts(dbias)
     dx = (_sum_parts(dx).unsqueeze(2) if adding else dx).to(x.dtype)
     return dx, dweight.to(weight.dtype), None if bias is None else dbias.to(bias.dtype)

@@ -39,6 +39,7 @@ from .simd import (
     store_f32_part,
     sub,
 )  # fmt: skip
+from .threads import Entry, reader
 
 __all__ = ["ConvJob", "convolve"]
 
@@ -198,9 +199,13 @@ def _task(job, scratch, positions, following, b, block, k, first):
                 store_f32_part(load(dbias + v * LANES_BYTES), job.dbias + parameter + v * LANES_BYTES, left)
 
 
-@compiled
-def convolve(job):
+_read_job = reader(ConvJob)
+
+
+@Entry
+def convolve(at):
     """Takes tasks until none is left."""
+    job = _read_job(at)
     mode = fresh_float_mode()
     row = job.width * LANES_BYTES
     memory = np.empty((3 * _TILE + 4 * job.taps + 4) * row + 8 * _PAD, np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torch
 from . import simd
 from .rows import LANES_BYTES, compiled, zero
 from .simd import ARCHITECTURE, LANES, Emitter, atomic_next, load, operation, store, vec
-from .threads import run_tasks
+from .threads import Entry, reader, run_tasks
 
 __all__ = ["exp_throughput", "why_broken"]
 
@@ -53,8 +54,17 @@ def why_broken() -> str | None:
     return None
 
 
-@compiled
-def _probe(tasks, counter):
+class _ProbeJob(NamedTuple):
+    tasks: int
+    counter: int
+
+
+_read_job = reader(_ProbeJob)
+
+
+@Entry
+def _probe(at):
+    tasks, counter = _read_job(at)
     memory = np.empty(_VECTORS * LANES_BYTES + 64, np.uint8)
     at = (memory.ctypes.data + 63) // 64 * 64
     zero(at, _VECTORS)
@@ -71,6 +81,6 @@ def exp_throughput(repeats: int = 5) -> float:
     best = float("inf")
     for _ in range(repeats + 1):  # the first compiles
         start = time.perf_counter()
-        run_tasks(_probe, lambda counter: (tasks, counter), tasks)
+        run_tasks(_probe, lambda counter: _ProbeJob(tasks, counter), tasks)
         best = min(best, time.perf_counter() - start)
     return tasks * _PASSES * _VECTORS * LANES / best

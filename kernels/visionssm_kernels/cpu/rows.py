@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numba
 import torch
-from numba import njit
+from numba import cfunc, njit
 from torch import Tensor
 
 from . import simd
 from .simd import BF16, F16, F32, LANES, load_f32_part, load_int, prefetch, store, zeros
 
 __all__ = [
-    "LANES_BYTES", "NOTHING", "Rows", "address", "compiled", "fill", "gather", "parameter_row", "refer", "scatter", "steps_of",
-    "to_columns", "to_rows", "visited", "zero",
+    "LANES_BYTES", "NOTHING", "Rows", "address", "compiled", "compiled_entry", "fill", "gather", "parameter_row", "refer",
+    "scatter", "steps_of", "to_columns", "to_rows", "visited", "zero",
 ]  # fmt: skip
 
 LANES_BYTES = 4 * LANES
@@ -50,13 +50,22 @@ def compiled(function: Callable[..., Any]) -> Any:
     numba looks at the time of the one file that holds a function, so a kernel would survive a change in the file that it is
     built from: the name under which it is kept carries a digest of them all.
     """
-    function.__qualname__ += f"_{_DIGEST}"
-    options = {"nogil": True, "error_model": "numpy"}
+    return _compiled(function, njit, nogil=True, error_model="numpy")
+
+
+def compiled_entry(function: Callable[..., Any], signature: Any) -> Any:
+    """The same for a function with C's calling convention, whose `address` others may call."""
+    return _compiled(function, cfunc, signature, error_model="numpy")
+
+
+def _compiled(function: Callable[..., Any], compiler: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    if not function.__qualname__.endswith(_DIGEST):
+        function.__qualname__ += f"_{_DIGEST}"
     try:
-        return njit(cache=True, **options)(function)
+        return compiler(*args, cache=True, **options)(function)
     except RuntimeError:  # numba found no folder that it may write to
         _warn_of_no_cache()
-        return njit(**options)(function)
+        return compiler(*args, **options)(function)
 
 
 class Rows(NamedTuple):

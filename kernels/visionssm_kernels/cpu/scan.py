@@ -50,8 +50,12 @@ from .simd import (
     store_float,
     zeros,
 )  # fmt: skip
+from .threads import Entry, reader
 
-__all__ = ["CHUNK", "PIECE", "BackwardJob", "ForwardJob", "Problem", "backward", "forward", "reduce"]
+__all__ = [
+    "CHUNK", "PIECE", "BackwardJob", "ForwardJob", "Problem", "ReduceJob", "backward", "backward_with_states", "forward",
+    "forward_with_states", "reduce",
+]  # fmt: skip
 
 CHUNK = 32
 _LOG2E = math.log2(math.e)
@@ -89,6 +93,7 @@ class ForwardJob(NamedTuple):
     C: Rows
     y: Rows
     checkpoints: int
+    states: int  # (B, L, K, D, N), like the gradient below: only of the entries "with_states"
 
 
 class BackwardJob(NamedTuple):
@@ -107,6 +112,15 @@ class BackwardJob(NamedTuple):
     dD: int
     dbias: int
     checkpoints: int
+    grad_states: int
+
+
+class ReduceJob(NamedTuple):
+    source: int
+    target: int
+    count: int
+    parts: int
+    counter: int
 
 
 @compiled
@@ -256,7 +270,7 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
 
 
 @compiled
-def forward(job, states):
+def _forward(job, states):
     """Takes tasks until none is left."""
     mode = fresh_float_mode()
     p = job.problem
@@ -279,6 +293,20 @@ def forward(job, states):
         task = atomic_next(p.counter)
     restore_float_mode(mode)
     memory[0] = 0  # numba frees an array after its last use: this is it
+
+
+_read_forward = reader(ForwardJob)
+
+
+@Entry
+def forward(at):
+    _forward(_read_forward(at), None)
+
+
+@Entry
+def forward_with_states(at):
+    job = _read_forward(at)
+    _forward(job, job.states)
 
 
 @compiled
@@ -451,7 +479,7 @@ def _strided(scratch, source, stride, count):
 
 
 @compiled
-def backward(job, grad_states):
+def _backward(job, grad_states):
     """Takes tasks until none is left."""
     mode = fresh_float_mode()
     p = job.problem
@@ -476,12 +504,30 @@ def backward(job, grad_states):
     memory[0] = 0  # numba frees an array after its last use: this is it
 
 
+_read_backward = reader(BackwardJob)
+
+
+@Entry
+def backward(at):
+    _backward(_read_backward(at), None)
+
+
+@Entry
+def backward_with_states(at):
+    job = _read_backward(at)
+    _backward(job, job.grad_states)
+
+
 PIECE = 4096
 
 
-@compiled
-def reduce(source, target, count, parts, counter):
+_read_reduce = reader(ReduceJob)
+
+
+@Entry
+def reduce(at):
     """target[i] = the sum over `parts` arrays of `count` floats, in order."""
+    source, target, count, parts, counter = _read_reduce(at)
     pieces = (count + PIECE - 1) // PIECE
     piece = atomic_next(counter)
     while piece < pieces:

@@ -1,33 +1,97 @@
-"""Runs a compiled kernel on as many threads as torch would use.
+"""Runs a compiled kernel on torch's own threads.
 
-Kernels take their tasks from a shared counter and run without the GIL, so plain Python threads do: any number of callers at
-once (DataParallel), nested or not, and a forked child (a DataLoader worker) starts its own. numba's own threading layers
-allow neither of the two everywhere.
+Kernels take their tasks from a shared counter and run without the GIL, so any number of threads may call one. The threads are
+those of the OpenMP library that torch has loaded: they still spin from torch's last operation when ours begins, and torch
+finds them spinning after it. Threads of our own would fight them for the cores. Where there is no such library
+(Windows), and in a forked child (a DataLoader worker), where OpenMP's threads are gone without its knowledge, plain Python
+threads do it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple, get_type_hints
 
-import numpy as np
+import numba
 import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-__all__ = ["run_tasks"]
+from .rows import compiled_entry
 
+__all__ = ["Entry", "reader", "run_tasks"]
+
+_Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # ctypes lets go of the GIL while it runs
+
+
+class Entry:
+    """Decorates entry(at): what a thread runs, given the address of a job that it reads with a `reader`. Compiled when used."""
+
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        self._function = function
+
+    @cached_property
+    def pointer(self) -> Any:
+        self._compiled = compiled_entry(self._function, types.void(types.int64))
+        return _Function(self._compiled.address)
+
+
+def _zeros(job: type) -> Any:
+    return job(*(0 if kind is int else _zeros(kind) for kind in get_type_hints(job).values()))
+
+
+def reader(job: type) -> Any:
+    """A numba function read(address) -> job, for a NamedTuple of int and of such NamedTuples."""
+    result = numba.typeof(_zeros(job))
+
+    def read(typingctx: Any, address: types.Type) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+            kind = context.get_value_type(result)
+            return builder.load(builder.inttoptr(values[0], kind.as_pointer()), align=8)
+
+        return result(types.int64), codegen
+
+    return intrinsic(read)
+
+
+def _numbers(job: tuple[Any, ...]) -> Iterator[int]:
+    for value in job:
+        if isinstance(value, tuple):
+            yield from _numbers(value)
+        else:
+            yield value
+
+
+def _find_openmp() -> Any:
+    """GOMP_parallel(function, data, threads, flags) of the library that torch uses, or None."""
+    try:
+        symbols = ctypes.CDLL(None)  # torch makes its dependencies visible to the whole process
+        start, count = symbols.GOMP_parallel, symbols.omp_get_max_threads
+    except (OSError, AttributeError, TypeError):
+        return None
+    if count() != torch.get_num_threads():  # some other library's
+        return None
+    start.argtypes, start.restype = [_Function, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return start
+
+
+_openmp = _find_openmp()
 _pool: ThreadPoolExecutor | None = None
 _size = 0
 
 
-def _forget_pool() -> None:
-    global _pool, _size
-    _pool, _size = None, 0  # its threads stayed behind in the parent
+def _after_fork() -> None:
+    global _openmp, _pool, _size
+    _openmp, _pool, _size = None, None, 0  # the threads stayed behind in the parent
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _helpers(count: int) -> ThreadPoolExecutor:
@@ -37,19 +101,22 @@ def _helpers(count: int) -> ThreadPoolExecutor:
     return _pool
 
 
-def run_tasks(kernel: Callable[..., Any], make_arguments: Callable[[int], tuple[Any, ...]], tasks: int) -> None:
-    """Runs kernel(*make_arguments(address of a task counter)) on this thread and helpers until all tasks are done."""
+def run_tasks(entry: Entry, make_job: Callable[[int], NamedTuple], tasks: int) -> None:
+    """Runs entry(make_job(address of a task counter)) on as many threads as torch would use, until all tasks are done."""
     if tasks == 0:
         return
-    counter = np.zeros(1, np.int64)
-    arguments = make_arguments(counter.ctypes.data)
-    helpers = min(torch.get_num_threads(), tasks) - 1
-    if helpers <= 0:
-        kernel(*arguments)
-        return
-    pool = _helpers(helpers)
-    futures = [pool.submit(kernel, *arguments) for _ in range(helpers)]
-    kernel(*arguments)
-    for future in futures:
-        if not future.cancel():  # one that has not begun has nothing left to do
-            future.result()
+    function, counter = entry.pointer, ctypes.c_int64(0)
+    numbers = tuple(_numbers(make_job(ctypes.addressof(counter))))
+    job = (ctypes.c_int64 * len(numbers))(*numbers)
+    data, threads = ctypes.addressof(job), torch.get_num_threads()
+    if threads == 1 or tasks == 1:
+        function(data)
+    elif _openmp is not None:
+        _openmp(function, data, threads, 0)  # always torch's number: another one would have OpenMP start new threads
+    else:
+        helpers = min(threads, tasks) - 1
+        futures = [_helpers(helpers).submit(function, data) for _ in range(helpers)]
+        function(data)
+        for future in futures:
+            if not future.cancel():  # one that has not begun has nothing left to do
+                future.result()
