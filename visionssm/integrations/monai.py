@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import timm
-import torch
 import torch.nn.functional as F
 from monai.networks.blocks import BaseEncoder
 from monai.networks.nets import FLEXUNET_BACKBONE
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from visionssm.layers.segmentation import CONVS, SegmentationModel
 from visionssm.layers.typing import drop_path_rates
 from visionssm.mixers import ImageScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
@@ -30,11 +30,9 @@ from visionssm.scans import ScanOrder
 
 __all__ = ["BackboneEncoder", "ScanEncoder", "SegMamba", "VMambaUNet"]
 
-_CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
-
 
 def _check_words(spatial_dims: int, in_channels: int, out_channels: int = 1) -> None:
-    if spatial_dims not in _CONVS:
+    if spatial_dims not in CONVS:
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
         if not isinstance(value, int) or value < 1:
@@ -170,7 +168,7 @@ class ScanEncoder(nn.Module, BaseEncoder):
         rates = drop_path_rates(drop_path_rate, tuple(depths))
         self.stages = nn.ModuleList()
         for i, dim in enumerate(dims):
-            conv = _CONVS[spatial_dims](dims[i - 1] if i else in_channels, dim, 3, stride=2)
+            conv = CONVS[spatial_dims](dims[i - 1] if i else in_channels, dim, 3, stride=2)
             blocks: list[nn.Module] = [_ScanBlock(dim, next(scans), d_state, mlp_ratio, rate) for rate in rates[i]]
             self.stages.append(_Stage(conv, nn.LayerNorm(dim), blocks))
 
@@ -269,7 +267,7 @@ class BackboneEncoder(nn.Module, BaseEncoder):
         return [5] * len(_BACKBONES)
 
 
-class VMambaUNet(nn.Module):
+class VMambaUNet(SegmentationModel):
     """SegMamba's decoder over another encoder: a 2D or 3D U-Net, by default of VMamba blocks.
 
     Images of any size: what is no multiple of the encoder's stride is padded by zeros at the end, and the logits are cropped.
@@ -295,7 +293,6 @@ class VMambaUNet(nn.Module):
         encoder: str | nn.Module = "vmamba_nd_tiny",
         pretrained: bool = False,
     ) -> None:
-        super().__init__()
         _check_words(spatial_dims, in_channels, out_channels)
         if isinstance(encoder, str):
             known = FLEXUNET_BACKBONE.register_dict
@@ -309,34 +306,15 @@ class VMambaUNet(nn.Module):
         else:
             channels = encoder.channels  # pyright: ignore
         assert isinstance(encoder, nn.Module)
-        self.stride = 2 ** len(channels)
-        self.encoder = encoder
-        self.decoder = segmamba.ResidualDecoder(in_chans=in_channels, dims=channels, spatial_dims=spatial_dims)
-        self.head = _CONVS[spatial_dims](channels[0], out_channels, 1)
-
-    def decode(self, x: Tensor) -> list[Tensor]:
-        """(B, in_channels, *S), padded -> the decoder's maps, finest first; `head` makes logits of the first."""
-        return self.decoder(x, self.encoder(x))
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Zeros at the end of each axis, up to a multiple of the encoder's stride."""
-        padding: list[int] = []
-        for side in x.shape[2:]:
-            padding = [0, -side % self.stride] + padding  # noqa: RUF005  (TorchScript has no unpacking); last axis first
-        return F.pad(x, padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, *S) -> logits (B, out_channels, *S)."""
-        size = x.shape[2:]
-        if not torch.jit.is_scripting() and not torch.jit.is_tracing() and max(size) <= self.stride:
-            raise ValueError(
-                f"{tuple(size)} is too small: the encoder's last map, {self.stride} times smaller, must keep two positions or "
-                f"more, so at least one side must be larger than {self.stride}"
-            )
-        logits = self.head(self.decode(self.pad(x))[0])
-        for axis, side in enumerate(size):
-            logits = logits.narrow(axis + 2, 0, side)
-        return logits
+        super().__init__(
+            in_chans=in_channels,
+            num_classes=out_channels,
+            spatial_dims=spatial_dims,
+            strides=[2 ** len(channels)] * spatial_dims,
+            encoder=encoder,
+            decoder=segmamba.ResidualDecoder(in_chans=in_channels, dims=channels, spatial_dims=spatial_dims),
+            head=CONVS[spatial_dims](channels[0], out_channels, 1),
+        )
 
 
 FLEXUNET_BACKBONE.register_class(ScanEncoder)

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin
 from visionssm.checkpoints.segmamba import LAYOUT
+from visionssm.layers.segmentation import CONVS, INSTANCE_NORMS, SegmentationModel
 from visionssm.layers.typing import checkpointed, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
@@ -35,9 +35,6 @@ from ._registry import build, register
 __all__ = ["ResidualDecoder", "SegMamba", "SegMambaEncoder"]
 
 PUBLISHED_SLICES = 64  # chunks of the third route in the first stage, halved by each further one
-
-_CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
-_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 class GatedConv(nn.Module):
@@ -50,7 +47,7 @@ class GatedConv(nn.Module):
 
     def __init__(self, dim: int, spatial_dims: int) -> None:
         super().__init__()
-        conv, norm = _CONVS[spatial_dims], _NORMS[spatial_dims]
+        conv, norm = CONVS[spatial_dims], INSTANCE_NORMS[spatial_dims]
         self.conv1 = conv(dim, dim, 3, padding=1)
         self.conv2 = conv(dim, dim, 3, padding=1)
         self.conv3 = conv(dim, dim, 1)
@@ -100,10 +97,10 @@ class FeatureMlp(nn.Module):
 
     def __init__(self, dim: int, spatial_dims: int) -> None:
         super().__init__()
-        self.norm = _NORMS[spatial_dims](dim)
-        self.fc1 = _CONVS[spatial_dims](dim, 2 * dim, 1)
+        self.norm = INSTANCE_NORMS[spatial_dims](dim)
+        self.fc1 = CONVS[spatial_dims](dim, 2 * dim, 1)
         self.act = nn.GELU()
-        self.fc2 = _CONVS[spatial_dims](2 * dim, dim, 1)
+        self.fc2 = CONVS[spatial_dims](2 * dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C, *S)."""
@@ -134,8 +131,8 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        conv = _CONVS[spatial_dims]
-        self.norm = nn.Identity() if first else _NORMS[spatial_dims](in_chans)
+        conv = CONVS[spatial_dims]
+        self.norm = nn.Identity() if first else INSTANCE_NORMS[spatial_dims](in_chans)
         self.downsample = conv(in_chans, dim, 7, 2, padding=3) if first else conv(in_chans, dim, 2, 2)
         self.gated_conv = GatedConv(dim, spatial_dims)
         self.blocks = nn.Sequential(*(ScanBlock(dim, scan, d_state) for scan in scans))
@@ -241,7 +238,7 @@ class ResidualDecoder(nn.Module):
         return decoded[::-1]
 
 
-class SegMamba(PretrainedMixin, nn.Module):
+class SegMamba(PretrainedMixin, SegmentationModel):
     """SegMamba.
 
     Args:
@@ -275,24 +272,21 @@ class SegMamba(PretrainedMixin, nn.Module):
         scan: ScanChoice | None = None,
         spatial_dims: int = 3,
     ) -> None:
-        super().__init__()
-        if spatial_dims not in _CONVS:
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
         if slices not in ("published", "planes"):
             raise ValueError(f"slices must be 'published' or 'planes', got {slices!r}")
         if len(dims) != len(depths):
             raise ValueError(f"dims {tuple(dims)} and depths {tuple(depths)} must have one entry per stage")
-        self.in_chans, self.num_classes, self.spatial_dims = in_chans, num_classes, spatial_dims
-        self.stride = 2 ** len(dims)
-        self.any_size = slices == "planes" or scan is not None
-        self.slices = tuple(0 if self.any_size else PUBLISHED_SLICES >> i for i in range(len(dims)))
+        if spatial_dims not in CONVS:
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
+        any_size = slices == "planes" or scan is not None
+        counts = tuple(0 if any_size else PUBLISHED_SLICES >> i for i in range(len(dims)))
         if scan is None:
             scan = [
                 create_scan("tri_orientated", ndim=spatial_dims, nslices=count)
-                for count, depth in zip(self.slices, depths, strict=True)
+                for count, depth in zip(counts, depths, strict=True)
                 for _ in range(depth)
             ]
-        self.encoder = SegMambaEncoder(
+        encoder = SegMambaEncoder(
             in_chans=in_chans,
             dims=dims,
             depths=depths,
@@ -300,8 +294,17 @@ class SegMamba(PretrainedMixin, nn.Module):
             scans=layer_scans(scan, sum(depths), ndim=spatial_dims),
             spatial_dims=spatial_dims,
         )
-        self.decoder = ResidualDecoder(in_chans=in_chans, dims=dims, spatial_dims=spatial_dims)
-        self.head = _CONVS[spatial_dims](dims[0], num_classes, 1)
+        super().__init__(
+            in_chans=in_chans,
+            num_classes=num_classes,
+            spatial_dims=spatial_dims,
+            strides=[2 ** len(dims)] * spatial_dims,
+            encoder=encoder,
+            decoder=ResidualDecoder(in_chans=in_chans, dims=dims, spatial_dims=spatial_dims),
+            head=CONVS[spatial_dims](dims[0], num_classes, 1),
+        )
+        self.any_size = any_size
+        self.slices = counts
 
     @unscripted
     def no_weight_decay(self) -> set[str]:
@@ -316,55 +319,19 @@ class SegMamba(PretrainedMixin, nn.Module):
             stage.grad_checkpointing = enable
 
     @unscripted
-    def check_input(self, shape: Sequence[int]) -> None:
-        """Raises ValueError unless an input of `shape`, (B, in_chans, *S), can be segmented."""
-        if len(shape) != self.spatial_dims + 2 or shape[1] != self.in_chans:
-            wanted = "(B, {}, {})".format(self.in_chans, "D, H, W" if self.spatial_dims == 3 else "H, W")
-            raise ValueError(f"SegMamba takes {wanted}, got {tuple(shape)}")
-        size = tuple(shape[2:])
-        whole = all(side % self.stride == 0 for side in size)
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Raises ValueError unless an input of these sides can be segmented."""
+        stride = self.strides[0]
+        whole = all(side % stride == 0 for side in size)
         grids = [math.prod(side >> i + 1 for side in size) for i in range(len(self.slices))]
         cut = whole and all(grid % count == 0 for grid, count in zip(grids, self.slices, strict=True) if count)
         if not self.any_size and not cut:
-            factors = "".join(f"({axis}/{self.stride})" for axis in "DHW"[-len(size) :])
+            factors = "".join(f"({axis}/{stride})" for axis in "DHW"[-len(size) :])
             raise ValueError(
-                f"SegMamba with slices='published' takes sides that are multiples of {self.stride} with {factors} divisible "
+                f"SegMamba with slices='published' takes sides that are multiples of {stride} with {factors} divisible "
                 f"by {self.slices[-1]}, got {size}; slices='planes' takes any size"
             )
-        last = math.prod(-(-side // self.stride) for side in size)
-        if last < 2:
-            raise ValueError(
-                f"{size} is too small for SegMamba: its last stage, {self.stride} times smaller, must keep two positions, "
-                f"so at least one side must be larger than {self.stride}"
-            )
-
-    def decode(self, x: Tensor) -> list[Tensor]:
-        """(B, in_chans, *S), padded -> the decoder's maps, finest first; `head` makes logits of the first."""
-        return self.decoder(x, self.encoder(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_chans, *S) -> logits (B, num_classes, *S).
-
-        Raises:
-            ValueError: a size that cannot be read.
-        """
-        if not torch.jit.is_scripting() and not torch.jit.is_tracing():
-            self.check_input(x.shape)
-        size = x.shape[2:]
-        if self.any_size:
-            x = self.pad(x)
-        logits = self.head(self.decode(x)[0])
-        if self.any_size:
-            for axis, side in enumerate(size):
-                logits = logits.narrow(axis + 2, 0, side)
-        return logits
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Zeros at the end of each axis, up to a multiple of the total stride."""
-        padding: list[int] = []
-        for side in x.shape[2:]:
-            padding = [0, -side % self.stride] + padding  # noqa: RUF005  (TorchScript has no unpacking); last axis first
-        return F.pad(x, padding)
+        super().check_size(size)
 
 
 def _monai(module: str) -> Any:
