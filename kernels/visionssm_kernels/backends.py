@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -51,6 +52,7 @@ _TABLE = {
         Backend("triton", ".triton", False, "GPU, one launch for all routes"),
         Backend("chunked", ".chunked", True, "any device, plain torch in two passes over chunks"),
         Backend("reference", ".reference", True, "any device, the loop over steps; ground truth, slow"),
+        Backend("loop", ".loop", True, "any device, mamba_ssm's loop without CUDA; the benchmarks' baseline"),
     )
 }
 _AUTO = ("triton", "numba", "chunked")  # never the loop
@@ -60,6 +62,7 @@ _chosen: str = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
 _told: set[str] = set()
 
 
+@cache
 def module_of(name: str) -> ModuleType:
     """The module of a backend; imports it at first use.
 
@@ -129,7 +132,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Within the block, every operator runs this implementation, or raises with the reason why it cannot.
 
     Args:
-        name: "auto", "numba", "triton", "chunked" or "reference". The environment variable VISIONSSM_BACKEND, read
+        name: "auto", "numba", "triton", "chunked", "reference" or "loop". The environment variable VISIONSSM_BACKEND, read
             at import, sets the same for a whole process.
 
     Raises:

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import chunked, reference
+from . import chunked, loop, reference
 from .backends import module_of, resolve, warn_if_slow
 from .composite import Composite
 
 __all__ = ["route_conv", "routed_scan", "selective_scan"]
 
-_PLAIN_TORCH = {"chunked": chunked, "reference": reference}
+_PLAIN_TORCH = {"chunked": chunked, "reference": reference, "loop": loop}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -243,11 +243,14 @@ def route_conv(
     if torch.jit.is_tracing():
         return torch.ops.visionssm.route_conv(x, _single(weight), _single(bias), order, silu, backend)
     _check_floats(x=x, weight=weight, bias=bias)
-    _require(weight.dim() == 3, f"weight must be (K, D, W), got {tuple(weight.shape)}")
+    if weight.dim() != 3:
+        raise ValueError(f"weight must be (K, D, W), got {tuple(weight.shape)}")
     K, channels, _ = weight.shape
-    fits = x.dim() == 4 and x.shape[2] in (1, K) and x.shape[3] == channels
-    _require(fits, f"x must be (B, L, 1 or {K}, {channels}) for weight {tuple(weight.shape)}, got {tuple(x.shape)}")
-    _require(bias is None or bias.shape == (K, channels), f"bias must be ({K}, {channels})")
+    if not (x.dim() == 4 and x.shape[2] in (1, K) and x.shape[3] == channels):
+        shape = tuple(weight.shape)
+        raise ValueError(f"x must be (B, L, 1 or {K}, {channels}) for weight {shape}, got {tuple(x.shape)}")
+    if bias is not None and bias.shape != (K, channels):
+        raise ValueError(f"bias must be ({K}, {channels}), got {tuple(bias.shape)}")
     order = _check_order(order, x.shape[0], x.shape[1], K, x.device)
     weight, bias = _single(weight), _single(bias)
     name = resolve(backend, str(x.device), _widest(x, weight), 1)
@@ -279,10 +282,13 @@ def _check_floats(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        _require(isinstance(tensor, Tensor), f"{name} must be a tensor, got {type(tensor).__name__}", TypeError)
-        _require(tensor.dtype in _FLOATS, f"{name} must be floating point, got {tensor.dtype}", TypeError)
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
         first = first or (name, tensor.device)
-        _require(tensor.device == first[1], f"{name} is on {tensor.device} but {first[0]} is on {first[1]}")
+        if tensor.device != first[1]:
+            raise ValueError(f"{name} is on {tensor.device} but {first[0]} is on {first[1]}")
 
 
 def _check_scan(
@@ -298,18 +304,21 @@ def _check_scan(
 ) -> tuple[int, Tensor | None]:
     """K and the order as int32."""
     _check_floats(u=u, delta=delta, A=A, B=B, C=C, D=D, bias=bias)
-    _require(A.dim() == 3, f"A must be (K, D, N), got {tuple(A.shape)}")
+    if A.dim() != 3:
+        raise ValueError(f"A must be (K, D, N), got {tuple(A.shape)}")
     K, channels, N = A.shape
-    fits = u.dim() == 4 and u.shape[2] in (1, K) and u.shape[3] == channels
-    _require(fits, f"u must be (B, L, 1 or {K}, {channels}) for A {tuple(A.shape)}, got {tuple(u.shape)}")
+    if not (u.dim() == 4 and u.shape[2] in (1, K) and u.shape[3] == channels):
+        raise ValueError(f"u must be (B, L, 1 or {K}, {channels}) for A {tuple(A.shape)}, got {tuple(u.shape)}")
     batch, positions = u.shape[:2]
     for name, tensor, last in (("delta", delta, channels), ("B", B, N), ("C", C, N)):
         expected = (batch, positions, K, last)
-        _require(tensor.shape == expected, f"{name} must be {_shown(expected)}, got {tuple(tensor.shape)}")
+        if tensor.shape != expected:
+            raise ValueError(f"{name} must be {_shown(expected)}, got {tuple(tensor.shape)}")
     for name, param in (("D", D), ("bias", bias)):
-        shown = None if param is None else tuple(param.shape)
-        _require(param is None or param.shape == (K, channels), f"{name} must be ({K}, {channels}), got {shown}")
-    _require(merge in ("sum", "none"), f"merge must be 'sum' or 'none', got {merge!r}")
+        if param is not None and param.shape != (K, channels):
+            raise ValueError(f"{name} must be ({K}, {channels}), got {tuple(param.shape)}")
+    if merge not in ("sum", "none"):
+        raise ValueError(f"merge must be 'sum' or 'none', got {merge!r}")
     return K, _check_order(order, batch, positions, K, u.device)
 
 
@@ -323,14 +332,15 @@ _valid_orders: weakref.WeakValueDictionary[tuple[int, int, int], Tensor] = weakr
 def _check_order(order: Tensor | None, batch: int, positions: int, K: int, device: torch.device) -> Tensor | None:
     if order is None:
         return None
-    _require(isinstance(order, Tensor), f"order must be a tensor, got {type(order).__name__}", TypeError)
-    integer = order.dtype in (torch.int32, torch.int64, torch.int16)
-    _require(integer, f"order must be an integer tensor, got {order.dtype}", TypeError)
-    fits = (order.dim() == 2 and order.shape[0] == K) or (
-        order.dim() == 3 and order.shape[0] == batch and order.shape[1] == K
-    )
-    _require(fits, f"order must be ({K}, T) or ({batch}, {K}, T), got {tuple(order.shape)}")
-    _require(order.device == device, f"order is on {order.device} but u is on {device}")
+    if not isinstance(order, Tensor):
+        raise TypeError(f"order must be a tensor, got {type(order).__name__}")
+    if order.dtype not in (torch.int32, torch.int64, torch.int16):
+        raise TypeError(f"order must be an integer tensor, got {order.dtype}")
+    shared = order.dim() == 2 and order.shape[0] == K
+    if not (shared or (order.dim() == 3 and order.shape[0] == batch and order.shape[1] == K)):
+        raise ValueError(f"order must be ({K}, T) or ({batch}, {K}, T), got {tuple(order.shape)}")
+    if order.device != device:
+        raise ValueError(f"order is on {order.device} but u is on {device}")
     if not torch.compiler.is_compiling():
         _check_order_range(order, positions)
     return order.to(torch.int32)
@@ -340,18 +350,17 @@ def _check_order_range(order: Tensor, positions: int) -> None:
     """Positions must lie in [-1, L). A table that was checked is not checked again until it changes."""
     if isinstance(order, torch._subclasses.FakeTensor) or order.numel() == 0:
         return
-    key = (id(order), positions, order._version)
-    if _valid_orders.get(key) is order:
+    key = None if order.is_inference() else (id(order), positions, order._version)  # those have no version
+    if key is not None and _valid_orders.get(key) is order:
         return
     if order.device.type == "cuda":  # no synchronisation: the error surfaces with the next one
         torch._assert_async((order.amin() >= -1) & (order.amax() < positions))
     else:
         low, high = int(order.amin()), int(order.amax())
-        _require(
-            low >= -1 and high < positions,
-            f"order holds {low}..{high}, but u has positions 0..{positions - 1}",
-        )
-    _valid_orders[key] = order
+        if low < -1 or high >= positions:
+            raise ValueError(f"order holds {low}..{high}, but u has positions 0..{positions - 1}")
+    if key is not None:
+        _valid_orders[key] = order
 
 
 # --- custom operators -------------------------------------------------------------------------------------------

@@ -68,12 +68,12 @@ def routed_scan(
 ) -> tuple[Tensor, Tensor | None]:
     """See `visionssm_kernels.routed_scan`; states are (B, L, K, D, N) or None."""
     u_BKTD, dt_BKTD, B_BKTN, C_BKTN = step_inputs(u, delta, B, C, bias, order, softplus)
-    A_KDN = A.to(dt_BKTD.dtype)
+    x_BKTD, A_KDN = dt_BKTD * u_BKTD, A.to(dt_BKTD.dtype)
     h_BKDN = dt_BKTD.new_zeros(dt_BKTD.shape[0], *A.shape)
     states = []
     for t in range(dt_BKTD.shape[2]):
         decay = torch.exp(dt_BKTD[:, :, t, :, None] * A_KDN)
-        h_BKDN = decay * h_BKDN + (dt_BKTD * u_BKTD)[:, :, t, :, None] * B_BKTN[:, :, t, None, :]
+        h_BKDN = decay * h_BKDN + x_BKTD[:, :, t, :, None] * B_BKTN[:, :, t, None, :]
         states.append(h_BKDN)
     states_BKTDN = torch.stack(states, 2) if states else h_BKDN.unsqueeze(2)[:, :, :0]
     y_BKTD = torch.einsum("bktdn,bktn->bktd", states_BKTDN, C_BKTN)

@@ -302,8 +302,11 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("openmp", [True, False])
 @pytest.mark.parametrize("count", [2, 7])
-def test_the_number_of_threads_changes_nothing(threads, count):
+def test_the_number_of_threads_changes_nothing(threads, monkeypatch, count, openmp):
+    if not openmp:
+        monkeypatch.setattr(cpu.threads, "_openmp", None)
     threads(1)
     alone = run_everything()
     threads(count)

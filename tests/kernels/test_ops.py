@@ -11,7 +11,7 @@ import visionssm_kernels as vk
 from tests.tolerances import TOLERANCES
 
 RUNS_HERE = [name for name in vk.backends("cpu").available if name != "reference"]
-CUSTOM_OPS = [name for name in RUNS_HERE if name != "chunked"]
+CUSTOM_OPS = [name for name in RUNS_HERE if name not in ("chunked", "loop")]
 
 
 def make(
@@ -276,9 +276,17 @@ def test_bad_arguments_are_named(change: dict[str, object], error: type[Exceptio
 # --- choosing -----------------------------------------------------------------------------------------------------
 
 
+def test_a_table_made_in_inference_mode() -> None:
+    inputs = make(1, 7, 2, 9, 4, grad=False)
+    with torch.inference_mode():
+        order = permutations(2, length=7)
+        y = vk.routed_scan(**inputs, order=order)
+    assert torch.equal(y, vk.routed_scan(**inputs, order=order.clone()))
+
+
 def test_report_names_every_implementation_with_a_reason() -> None:
     report = vk.backends("cpu")
-    assert set(report) == {"numba", "triton", "chunked", "reference"}
+    assert set(report) == {"numba", "triton", "chunked", "reference", "loop"}
     assert report["chunked"] is None
     assert report["numba"] is None
     assert "CPU" in str(report)

@@ -34,7 +34,7 @@ MODES: dict[str, str] = {
     "latency": "one forward pass of one image, no gradients",
     "inference": "one forward pass of a batch, no gradients",
     "training": "forward and backward pass of a batch, gradients of all parameters, no optimiser",
-    "loop": "as latency, with the scan as a loop over steps (backend 'reference')",
+    "loop": "as latency, with the scan as mamba_ssm's loop over steps (backend 'loop')",
 }
 BASELINES = {
     "swin_tiny": "swin_tiny_patch4_window7_224",
@@ -257,7 +257,7 @@ def _one_pass(subject: _Subject, image: torch.Tensor, mode: Mode, setting: Setti
     subject.model.train(training)
     half = _HALF.get(setting.precision)
     autocast = torch.autocast(image.device.type, dtype=half) if half else contextlib.nullcontext()
-    with autocast, torch.set_grad_enabled(training), use_backend("reference" if mode == "loop" else "auto"):
+    with autocast, torch.set_grad_enabled(training), use_backend("loop" if mode == "loop" else "auto"):
         output = subject.run(image)
         if training:
             output = output[0] if isinstance(output, tuple | list) else output

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt
 
-from .functional import decay_rate, scan_routes
+from .functional import decay_rate, project_routes, scan_routes
 
 __all__ = ["ScanCore"]
 
@@ -84,7 +84,7 @@ class ScanCore(nn.Module):
             x_BLD = u_BLKD.squeeze(2)
             proj = nn.functional.linear(x_BLD, self.x_proj.flatten(0, 1)).unflatten(-1, self.x_proj.shape[:2])
         else:
-            proj = torch.einsum("blkd,kcd->blkc", u_BLKD, self.x_proj)
+            proj = project_routes(u_BLKD, self.x_proj)
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
-        delta_BLKD = torch.einsum("blkr,kdr->blkd", dt_low, self.dt_proj)
+        delta_BLKD = project_routes(dt_low, self.dt_proj)
         return self.kernel(u_BLKD, delta_BLKD, self.A_log, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from visionssm_kernels import route_conv, routed_scan
 
-__all__ = ["conv_along_routes", "decay_rate", "pad_to_slots", "scan_routes", "take_routes"]
+__all__ = ["conv_along_routes", "decay_rate", "pad_to_slots", "project_routes", "scan_routes", "take_routes"]
 
 
 @register_notrace_function  # its branch depends on the dtype, which FX does not know
@@ -64,3 +64,9 @@ def take_routes(y_BLKD: Tensor, table_KL: Tensor) -> Tensor:
     """Position l of route k from position `table_KL[k, l]` of that route: (B, L, K, D) -> (B, L, K, D)."""
     index = table_KL.long().t().unsqueeze(0).unsqueeze(-1)
     return y_BLKD.gather(1, index.expand_as(y_BLKD))
+
+
+def project_routes(x_BLKD: Tensor, weight_KCD: Tensor) -> Tensor:
+    """A linear layer per route, read and written where the tokens lie: (B, L, K, D) -> (B, L, K, C)."""
+    x_KTD = x_BLKD.flatten(0, 1).transpose(0, 1)
+    return torch.bmm(x_KTD, weight_KCD.transpose(1, 2)).transpose(0, 1).unflatten(0, x_BLKD.shape[:2])

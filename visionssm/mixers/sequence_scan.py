@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt
 
-from .functional import conv_along_routes, decay_rate, pad_to_slots, scan_routes, take_routes
+from .functional import conv_along_routes, decay_rate, pad_to_slots, project_routes, scan_routes, take_routes
 
 __all__ = ["SequenceScan"]
 
@@ -93,9 +93,9 @@ class SequenceScan(nn.Module):
             assert order_KT is not None
             x_BLD = pad_to_slots(x_BLD, order_KT)
         u_BLKD = conv_along_routes(x_BLD.unsqueeze(2), self.conv_weight, self.conv_bias, order_KT)
-        proj = torch.einsum("blkd,kcd->blkc", u_BLKD, self.x_proj)
+        proj = project_routes(u_BLKD, self.x_proj)
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
-        delta_BLKD = torch.einsum("blkr,kdr->blkd", dt_low, self.dt_proj)
+        delta_BLKD = project_routes(dt_low, self.dt_proj)
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
         A_KDN = decay_rate(self.A_log)
         merge = "sum" if self.merge_in_kernel else "none"

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple, get_type_hints
@@ -59,12 +60,11 @@ def reader(job: type) -> Any:
     return intrinsic(read)
 
 
-def _numbers(job: tuple[Any, ...]) -> Iterator[int]:
+def _numbers(job: Iterable[Any]) -> list[int]:
+    numbers: list[int] = []
     for value in job:
-        if isinstance(value, tuple):
-            yield from _numbers(value)
-        else:
-            yield value
+        numbers.extend(value) if isinstance(value, tuple) else numbers.append(value)
+    return numbers
 
 
 def _find_openmp() -> Any:
@@ -106,9 +106,8 @@ def run_tasks(entry: Entry, make_job: Callable[[int], NamedTuple], tasks: int) -
     if tasks == 0:
         return
     function, counter = entry.pointer, ctypes.c_int64(0)
-    numbers = tuple(_numbers(make_job(ctypes.addressof(counter))))
-    job = (ctypes.c_int64 * len(numbers))(*numbers)
-    data, threads = ctypes.addressof(job), torch.get_num_threads()
+    job = array("q", _numbers(make_job(ctypes.addressof(counter))))
+    data, threads = job.buffer_info()[0], torch.get_num_threads()
     if threads == 1 or tasks == 1:
         function(data)
     elif _openmp is not None:
