@@ -1,12 +1,13 @@
-"""Measure a trained model: a classifier's accuracy, or the PSNR and SSIM of a restoration model.
+"""Measure a trained model: a classifier's accuracy, PSNR and SSIM of restored pictures, Dice and HD95 of segmented volumes.
 
 python tools/evaluate.py runs/demo --data digits --split test
 python tools/evaluate.py vmamba_tiny_s1l8 --data /data/imagenet --split val --json scores.json
 python tools/evaluate.py runs/demo_restoration --data photographs --split test --pictures compared.png
 python tools/evaluate.py mambair_light_x2 --checkpoint weights.pth --data Set5/HR --degraded Set5/LR_bicubic/X2 --template "{}x2"
+python tools/evaluate.py runs/segmamba_brats2023 --data /data/BraTS2023 --split test --predictions labels
 
 Restored pictures are compared at 8 bits: on luma unless --rgb is given, and without a border as wide as the scale where the size
-changes. They are cut into tiles as the published figures were made.
+changes. They are cut into tiles as the published figures were made. Volumes are compared on their own voxels, region by region.
 """
 
 from __future__ import annotations
@@ -20,48 +21,26 @@ import numpy as np
 
 from visionssm.data.classification import DataConfig, LabelledImages, build_loader, open_source
 from visionssm.data.degradations import DegradationConfig
-from visionssm.data.errors import DataError, UserError
+from visionssm.data.errors import DataError
 from visionssm.data.restoration import SplitConfig, open_pictures
 from visionssm.data.sampling import EvalBatches
 from visionssm.data.seeding import seeded
 from visionssm.data.transforms import build_eval_transform
 from visionssm.engine.checkpoint import write_atomic
 from visionssm.engine.command_line import (
+    Job,
     add_device_options,
     open_device,
     print_table,
-    refuse_options,
+    run_job,
     user_errors,
 )
 from visionssm.engine.evaluation import evaluate_classifier
 from visionssm.engine.models import input_stats, load_classifier
 from visionssm.engine.plots import plot_confusion, plot_restoration
 from visionssm.engine.restoration import MetricConfig, evaluate_restorer
-from visionssm.engine.restorers import load_restorer, task_of
+from visionssm.engine.restorers import load_restorer
 from visionssm.engine.tiling import Tiling, self_ensemble
-
-CLASSIFICATION = {
-    "batch_size": 64,
-    "workers": 0,
-    "image_size": None,
-    "crop_pct": None,
-    "skip_corrupt": False,
-    "classes": 50,
-    "confusion": None,
-}
-RESTORATION = {
-    "degraded": None,
-    "template": "{}",
-    "noise": None,
-    "jpeg": None,
-    "rgb": False,
-    "border": None,
-    "tiles": "published",
-    "tile": 192,
-    "overlap": 16,
-    "ensemble": False,
-    "pictures": None,
-}
 
 
 def parse() -> argparse.Namespace:
@@ -71,9 +50,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         required=True,
-        help='"digits", "hfds/<name>" or a folder that holds the splits; to restore: "photographs" or a folder of clean pictures',
+        help='"digits", "hfds/<name>" or a folder that holds the splits; to restore: "photographs" or clean pictures; '
+        "volumes: a folder or list as in training",
     )
-    parser.add_argument("--split", default="validation", help="which part (default: validation)")
+    parser.add_argument("--split", default="validation", help="which part (default: validation); volumes: also all")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     group = parser.add_argument_group("classification", argument_default=argparse.SUPPRESS)
     group.add_argument("--batch-size", type=int)
@@ -95,6 +75,15 @@ def parse() -> argparse.Namespace:
     group.add_argument("--overlap", type=int, help="with --tiles tiles (default 16)")
     group.add_argument("--ensemble", action="store_true", help="mean over the 8 symmetries: the papers' '+'")
     group.add_argument("--pictures", metavar="PNG", help="draw the first pictures side by side")
+    group = parser.add_argument_group("volumes", argument_default=argparse.SUPPRESS)
+    group.add_argument(
+        "--recipe", metavar="YAML", help="of the model, where it is given by name: channels, classes, windows"
+    )
+    group.add_argument("--layout", choices=("msd", "brats", "list"), help="of --data, in place of the training's")
+    group.add_argument("--roi", type=int, nargs=3, metavar="VOXELS", help="sliding window, in place of the training's")
+    group.add_argument("--window-overlap", type=float, metavar="SHARE", help="of neighbouring windows, 0 to 1")
+    group.add_argument("--mirror", action="store_true", help="mean over the 8 flips of every window")
+    group.add_argument("--predictions", metavar="FOLDER", help="also write labels and pictures")
     add_device_options(parser)
     return parser.parse_args()
 
@@ -176,16 +165,79 @@ def restore(args: argparse.Namespace) -> None:
         plot_restoration(shown, args.pictures, title=args.model)
 
 
+def segment(args: argparse.Namespace) -> None:
+    from visionssm.data.volumes import labelled_cases  # needs visionssm[medical]
+    from visionssm.engine.volume_files import predict_volumes
+    from visionssm.engine.volume_metrics import summarise
+    from visionssm.engine.volume_models import load_volume_model
+
+    model = load_volume_model(args.model, checkpoint=args.checkpoint, recipe=args.recipe)
+    model = model.with_windows(roi=args.roi, overlap=args.window_overlap, mirror=args.mirror)
+    cases = labelled_cases(model.config.data, args.data, args.split, layout=args.layout)
+    found = predict_volumes(model, cases, args.predictions, accelerator=open_device(args))
+    scores = [prediction.scores for prediction in found if prediction.scores is not None]
+    names = list(scores[0].dice)
+    rows = [
+        (prediction.case.name, *(score.dice[name] for name in names), *(score.hd95[name] for name in names))
+        for prediction, score in zip(found, scores, strict=True)
+    ]
+    print_table(("case", *(f"Dice {name}" for name in names), *(f"HD95 {name}" for name in names)), rows)
+    means = summarise(scores)
+    print_table(("region", "Dice", "HD95 mm"), [(name, means["dice"][name], means["hd95"][name]) for name in names])
+    print(f"{len(rows)} cases: mean Dice {means['mean_dice']:.4f}  mean HD95 {means['mean_hd95']:.2f} mm")
+    if args.json:
+        cells = {p.case.name: {"dice": p.scores.dice, "hd95": p.scores.hd95} for p in found if p.scores is not None}
+        result = {"model": args.model, "data": args.data, "split": args.split, "scores": means, "per_case": cells}
+        write_atomic(args.json, json.dumps(result, indent=2).encode())
+
+
+JOBS = {
+    "classification": Job(
+        classify,
+        {
+            "batch_size": 64,
+            "workers": 0,
+            "image_size": None,
+            "crop_pct": None,
+            "skip_corrupt": False,
+            "classes": 50,
+            "confusion": None,
+        },
+    ),
+    "restoration": Job(
+        restore,
+        {
+            "degraded": None,
+            "template": "{}",
+            "noise": None,
+            "jpeg": None,
+            "rgb": False,
+            "border": None,
+            "tiles": "published",
+            "tile": 192,
+            "overlap": 16,
+            "ensemble": False,
+            "pictures": None,
+        },
+    ),
+    "volume": Job(
+        segment,
+        {
+            "recipe": None,
+            "layout": None,
+            "roi": None,
+            "window_overlap": None,
+            "mirror": None,
+            "predictions": None,
+        },
+    ),
+}
+
+
 def main() -> None:
     args = parse()
     with user_errors():
-        task = task_of(args.model)
-        if task not in ("classification", "restoration"):
-            raise UserError(f"{args.model} is for {task}; this tool measures classifiers and restoration models")
-        own, other = (RESTORATION, CLASSIFICATION) if task == "restoration" else (CLASSIFICATION, RESTORATION)
-        refuse_options(args, other, task=task)
-        options = argparse.Namespace(**{**own, **vars(args)})
-        (restore if task == "restoration" else classify)(options)
+        run_job(args, JOBS)
 
 
 if __name__ == "__main__":

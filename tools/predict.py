@@ -1,12 +1,17 @@
-"""Use a trained model on pictures: classify them, or restore them, as the model is for.
+"""Use a trained model as it is for: classify pictures, restore them, or segment volumes.
 
 python tools/predict.py runs/demo photo.png folder/ "scans/**/*.png" --sheet sheet.png --json predictions.json
 python tools/predict.py runs/demo_restoration photo.jpg folder/ film.mp4 --output restored --tile 192 --compare
 python tools/predict.py mambairv2_light_x2 photo.jpg --output restored --memory 2G --precision bf16
+python tools/predict.py runs/volume_demo scan.nii.gz dicom_folder/ --output labels
+python tools/predict.py segmamba_brats2023 BraTS/ --checkpoint weights.pt --recipe RECIPE --output labels
 
 Restored pictures are PNG files of the input's depth (8 or 16 bits), upright, with transparency and, at 8 bits, colour profile;
 frames of a video go to a folder. By default pictures are cut as the published figures were made (side // 200 + 1 pieces, a
 tenth of overlap); --tile or --memory cut into tiles of one size that fade into each other.
+
+A volume is a NIfTI file (3D, or 4D with all modalities), a folder with one file per modality, or a folder with a DICOM series; a
+folder of these works too. Labels are NIfTI on the input's own voxels and affine, with a PNG of slices beside them.
 """
 
 from __future__ import annotations
@@ -21,30 +26,19 @@ from visionssm.data.classification import CorruptImage
 from visionssm.data.errors import UserError
 from visionssm.engine.checkpoint import write_atomic
 from visionssm.engine.command_line import (
+    Job,
     add_device_options,
     open_device,
     print_table,
-    refuse_options,
+    run_job,
     user_errors,
 )
 from visionssm.engine.models import load_classifier
 from visionssm.engine.plots import plot_contact_sheet
 from visionssm.engine.prediction import find_images, predict_images
 from visionssm.engine.restoration_files import FileRestorer, find_jobs, parse_bytes
-from visionssm.engine.restorers import load_restorer, task_of
+from visionssm.engine.restorers import load_restorer
 from visionssm.engine.tiling import Tiling
-
-CLASSIFICATION = {"top": 3, "batch_size": 32, "json": None, "sheet": None, "sheet_images": 48}
-RESTORATION = {
-    "output": None,
-    "tile": None,
-    "overlap": None,
-    "blend": None,
-    "whole": False,
-    "memory": None,
-    "ensemble": False,
-    "compare": False,
-}
 
 
 def parse() -> argparse.Namespace:
@@ -59,8 +53,9 @@ def parse() -> argparse.Namespace:
     group.add_argument("--json", metavar="FILE", help="write all predictions")
     group.add_argument("--sheet", metavar="PNG", help="write the images with their predictions")
     group.add_argument("--sheet-images", type=int, help="at most so many on the sheet (default 48)")
-    group = parser.add_argument_group("restoration", argument_default=argparse.SUPPRESS)
+    group = parser.add_argument_group("restoration and volumes", argument_default=argparse.SUPPRESS)
     group.add_argument("--output", metavar="FOLDER", help="where to; a file for a single picture")
+    group = parser.add_argument_group("restoration", argument_default=argparse.SUPPRESS)
     group.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles, in the input")
     group.add_argument("--overlap", type=int, metavar="PIXELS", help="of the tiles (default 16)")
     group.add_argument("--blend", choices=("linear", "cut"), help="how tiles join (default linear)")
@@ -72,6 +67,14 @@ def parse() -> argparse.Namespace:
     )
     group.add_argument("--ensemble", action="store_true", help="mean over the 8 symmetries: the papers' '+'")
     group.add_argument("--compare", action="store_true", help="also write <name>_compare.png, before and after")
+    group = parser.add_argument_group("volumes", argument_default=argparse.SUPPRESS)
+    group.add_argument(
+        "--recipe", metavar="YAML", help="of the model, where it is given by name: channels, classes, windows"
+    )
+    group.add_argument("--roi", type=int, nargs=3, metavar="VOXELS", help="sliding window, in place of the training's")
+    group.add_argument("--window-overlap", type=float, metavar="SHARE", help="of neighbouring windows, 0 to 1")
+    group.add_argument("--mirror", action="store_true", help="mean over the 8 flips of every window")
+    group.add_argument("--no-picture", action="store_true", help="write no PNG of slices")
     add_device_options(parser)
     return parser.parse_intermixed_args()
 
@@ -154,16 +157,80 @@ def restore(args: argparse.Namespace) -> None:
     print(f"{done} restored, x{restorer.scale}, in {Path(args.output)}")
 
 
+def segment(args: argparse.Namespace) -> None:
+    from visionssm.data.volumes import CorruptVolume, input_cases  # needs visionssm[medical]
+    from visionssm.engine.volume_files import check_targets, predict_case
+    from visionssm.engine.volume_models import load_volume_model
+
+    if args.output is None:
+        raise UserError(f"{args.model} segments volumes: say where to write the labels, --output FOLDER")
+    model = load_volume_model(args.model, checkpoint=args.checkpoint, recipe=args.recipe)
+    model = model.with_windows(roi=args.roi, overlap=args.window_overlap, mirror=args.mirror)
+    cases = input_cases(args.inputs, model.config.data.channels)
+    check_targets(cases, args.output)
+    accelerator = open_device(args)
+    model.net.to(accelerator.device)
+    done = 0
+    with Progress(transient=True) as progress:
+        volumes = progress.add_task("volumes", total=len(cases))
+        windows = progress.add_task("windows", total=None)
+        for case in cases:
+            try:
+                found = predict_case(
+                    model,
+                    case,
+                    args.output,
+                    accelerator=accelerator,
+                    picture=not args.no_picture,
+                    tick=lambda count, total: progress.update(windows, completed=count, total=total),
+                )
+            except CorruptVolume as error:
+                if not args.skip_corrupt:
+                    raise CorruptVolume(f"{error} (--skip-corrupt would skip it)") from error
+                progress.console.print(f"skipped: {error}", markup=False, highlight=False, soft_wrap=True)
+                continue
+            done += 1
+            line = f"{case.name} -> {', '.join(map(str, found.files))}: {found.describe(model.config.data.classes)}"
+            progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            progress.advance(volumes)
+    if not done:
+        raise UserError("no volume could be read")
+    print(f"{done} segmented into {', '.join(model.config.data.classes)}, in {args.output}")
+
+
+JOBS = {
+    "classification": Job(classify, {"top": 3, "batch_size": 32, "json": None, "sheet": None, "sheet_images": 48}),
+    "restoration": Job(
+        restore,
+        {
+            "output": None,
+            "tile": None,
+            "overlap": None,
+            "blend": None,
+            "whole": False,
+            "memory": None,
+            "ensemble": False,
+            "compare": False,
+        },
+    ),
+    "volume": Job(
+        segment,
+        {
+            "output": None,
+            "recipe": None,
+            "roi": None,
+            "window_overlap": None,
+            "mirror": None,
+            "no_picture": False,
+        },
+    ),
+}
+
+
 def main() -> None:
     args = parse()
     with user_errors():
-        task = task_of(args.model)
-        if task not in ("classification", "restoration"):
-            raise UserError(f"{args.model} is for {task}; this tool classifies and restores pictures")
-        own, other = (RESTORATION, CLASSIFICATION) if task == "restoration" else (CLASSIFICATION, RESTORATION)
-        refuse_options(args, other, task=task)
-        options = argparse.Namespace(**{**own, **vars(args)})
-        (restore if task == "restoration" else classify)(options)
+        run_job(args, JOBS)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from visionssm.data.sampling import CropBatches, PatchStage
 from visionssm.engine.checkpoint import load_checkpoint
 from visionssm.engine.config import build_config, load_config
 from visionssm.engine.loop import Place, build_accelerator
+from visionssm.engine.models import task_of
 from visionssm.engine.restoration import RestorationConfig, RestorationTask, train_restorer
-from visionssm.engine.restorers import load_restorer, task_of
+from visionssm.engine.restorers import load_restorer
 from visionssm.engine.settings import (
     OptimizerConfig,
     ScheduleConfig,

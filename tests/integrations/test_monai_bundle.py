@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from visionssm.data.volumes import write_generated
+from visionssm.data.volume_patches import write_generated
 
 pytest.importorskip("ignite")
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,15 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from tests.tolerances import TOLERANCES
 from visionssm.data.errors import DataError, UserError
-from visionssm.data.volumes import (
-    Case,
-    PatchAugmentConfig,
-    VolumeDataConfig,
-    VolumePatches,
-    find_cases,
-    input_cases,
-    read_case,
-    split_cases,
-    write_generated,
-)
+from visionssm.data.volume_patches import PatchAugmentConfig, VolumePatches, write_generated
+from visionssm.data.volumes import Case, VolumeDataConfig, find_cases, input_cases, read_case, split_cases
 from visionssm.engine.checkpoint import load_checkpoint
 from visionssm.engine.config import ConfigError, build_config, load_config
 from visionssm.engine.loop import Trainer
-from visionssm.engine.volume import VolumeConfig, load_volume_model, predict_volumes, train_volume
+from visionssm.engine.volume import VolumeConfig, train_volume
+from visionssm.engine.volume_files import predict_volumes
 from visionssm.engine.volume_metrics import EMPTY_HD95, dice, hd95, score_regions
+from visionssm.engine.volume_models import load_volume_model, segment
 
 ROOT = Path(__file__).parents[2]
 ANATOMICAL = Path(nibabel.__file__).parent / "tests/data/anatomical.nii"  # (33, 41, 25) voxels of 2 mm, big-endian
@@ -315,14 +309,14 @@ def test_a_real_scan_is_segmented_on_its_own_voxels(model, tmp_path: Path) -> No
         (found,) = predict_volumes(model, cases, tmp_path / "out", accelerator=Accelerator(cpu=True))
     finally:
         model.net.__class__.forward = forward
-    guess = nibabel.load(found.nifti)
+    guess = nibabel.load(found.files[0])
     assert guess.shape == source.shape
     assert np.allclose(guess.affine, source.affine)
     scan = np.asarray(source.dataobj, dtype=np.float64)
     bright = scan > scan.mean()
     assert dice(np.asarray(guess.dataobj) == 1, bright) > 0.9  # resampling blurs the border
     assert found.scores is None
-    with Image.open(found.picture) as picture:
+    with Image.open(found.files[1]) as picture:
         assert picture.height > 300
 
 
@@ -349,7 +343,7 @@ def test_bad_input_leaves_no_file(model, tmp_path: Path) -> None:
         ),
         ({"model": {"name": "segmamba_brats2023", "kwargs": {}}}, r"data.patch: .*\(16, 16, 16\); slices='planes'"),
         ({"loss": {"deep": 5}}, "further decoder levels"),
-        ({"loss": {"deep": 1}, "data": {"patch": [18, 16, 16]}}, "multiples of 4"),
+        ({"loss": {"deep": 1}, "data": {"patch": [18, 16, 16]}}, r"multiples of \(4, 4, 4\)"),
     ],
 )
 def test_recipes_that_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -396,10 +390,6 @@ def test_demo_recipe_reaches_its_score(tmp_path: Path) -> None:
 
 def test_float_tolerance_of_mirrored_windows(model) -> None:
     """Averaging over flips gives a result that flips with the volume."""
-    from dataclasses import replace
-
-    from visionssm.engine.volume import segment
-
     config = replace(model.config, inference=replace(model.config.inference, mirror=True))
     x, accelerator = torch.randn(1, 16, 16, 16), Accelerator(cpu=True)
     one = segment(model.net, x, config, accelerator)

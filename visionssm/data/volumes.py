@@ -16,60 +16,34 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel
 import numpy as np
 import torch
-from monai.data import CacheDataset, MetaTensor, create_test_image_3d
-from monai.data import Dataset as TransformDataset
+from monai.data import MetaTensor
 from monai.transforms import (
-    Compose,
-    CropForegroundd,
-    FgBgToIndicesd,
-    Lambdad,
     LoadImage,
-    NormalizeIntensityd,
-    Orientationd,
-    RandAdjustContrastd,
-    RandAffined,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandScaleIntensityd,
-    RandScaleIntensityFixedMeand,
-    RandSimulateLowResolutiond,
-    ScaleIntensityRanged,
-    Spacingd,
-    SpatialPadd,
-    Transform,
 )
 from nibabel.filebasedimages import ImageFileError
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from visionssm.data.errors import DataError
-from visionssm.data.seeding import seed_of
 
 __all__ = [
     "Case",
-    "PatchAugmentConfig",
+    "CorruptVolume",
     "VolumeDataConfig",
-    "VolumePatches",
-    "build_preprocessing",
-    "cached_cases",
     "find_cases",
     "input_cases",
+    "labelled_cases",
     "read_case",
     "split_cases",
-    "write_generated",
 ]
 
 NIFTI = (".nii", ".nii.gz")
-CROP_STREAM, SPLIT_STREAM = 3, 4  # keep the seeds of patches and of their order apart from all others
+SPLIT_STREAM = 4  # keeps the seeds of orders of cases apart from all others
 
 
 class CorruptVolume(DataError):
@@ -135,32 +109,6 @@ class VolumeDataConfig:
     def scored(self) -> dict[str, list[int]]:
         """The regions that scores are given for."""
         return self.regions or {name: [value] for value, name in enumerate(self.classes) if value}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchAugmentConfig:
-    """nnU-Net's augmentation of patches: chances, and the strengths of the spatial part.
-
-    Args:
-        rotate, scale: chances of a rotation up to `degrees` about each axis, and of a zoom within `zoom`.
-        noise, blur, brightness, contrast, low_resolution, gamma, gamma_inverted: chances.
-        mirror: chance of a flip of each axis.
-        degrees: largest rotation.
-        zoom: smallest and largest zoom.
-    """
-
-    rotate: float = 0.2
-    scale: float = 0.2
-    noise: float = 0.1
-    blur: float = 0.2
-    brightness: float = 0.15
-    contrast: float = 0.15
-    low_resolution: float = 0.25
-    gamma: float = 0.3
-    gamma_inverted: float = 0.1
-    mirror: float = 0.5
-    degrees: float = 30.0
-    zoom: tuple[float, float] = (0.7, 1.4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,32 +187,41 @@ def _listed_cases(path: Path) -> list[Case]:
 
 
 def input_cases(inputs: Sequence[str], channels: Sequence[str]) -> list[Case]:
-    """Cases to predict: NIfTI files, DICOM folders, or folders with a NIfTI file per channel.
+    """Cases to predict: NIfTI files, DICOM folders, folders with a file per channel or with a file per case, folders of those.
 
     Raises:
-        DataError: an input that is none of these; the message names it.
+        DataError: an input that is none of these, or lacks a channel; the message names it.
     """
-    cases = []
-    for entry in inputs:
-        path = Path(entry).expanduser()
-        files = sorted(str(file) for file in path.iterdir() if file.name.endswith(NIFTI)) if path.is_dir() else []
-        if not path.exists():
-            raise DataError(f"no such volume: {entry}")
-        if files and len(channels) > 1:
-            ends = [[file for file in files if _ends_in(file, channel)] for channel in channels]
-            for channel, found in zip(channels, ends, strict=True):
-                if len(found) != 1:
-                    raise DataError(
-                        f"{entry}: channel {channel!r} needs one file *-{channel}.nii.gz, found {len(found)}"
-                    )
-            cases.append(Case(name=path.name, images=tuple(found[0] for found in ends)))
-        elif files:
-            cases += [Case(name=re.sub(r"\.nii(\.gz)?$", "", Path(file).name), images=(file,)) for file in files]
-        elif path.is_dir() or path.name.endswith(NIFTI):
-            cases.append(Case(name=re.sub(r"\.nii(\.gz)?$", "", path.name), images=(str(path),)))
-        else:
-            raise DataError(f"{entry} is neither a NIfTI file ({', '.join(NIFTI)}) nor a folder")
-    return cases
+    return [case for entry in inputs for case in _input_cases(Path(entry).expanduser(), channels)]
+
+
+def _input_cases(path: Path, channels: Sequence[str]) -> list[Case]:
+    if not path.exists():
+        raise DataError(f"no such volume: {path}")
+    if not path.is_dir():
+        if not path.name.endswith(NIFTI):
+            raise DataError(f"{path} is neither a NIfTI file ({', '.join(NIFTI)}) nor a folder")
+        return [_single(path)]
+    entries = sorted(path.iterdir())
+    files = [entry for entry in entries if entry.name.endswith(NIFTI)]
+    folders = [entry for entry in entries if entry.is_dir()]
+    if files and len(channels) > 1:
+        found = [[str(file) for file in files if _ends_in(file.name, channel)] for channel in channels]
+        if any(found):  # else each file holds all channels
+            for channel, matches in zip(channels, found, strict=True):
+                if len(matches) != 1:
+                    what = f"*-{channel}.nii.gz"
+                    raise DataError(f"{path}: channel {channel!r} needs one file {what}, found {len(matches)}")
+            return [Case(name=path.name, images=tuple(matches[0] for matches in found))]
+    if files:
+        return [_single(file) for file in files]
+    if folders and len(folders) == len(entries):
+        return [case for folder in folders for case in _input_cases(folder, channels)]
+    return [_single(path)]  # a DICOM series
+
+
+def _single(path: Path) -> Case:
+    return Case(name=re.sub(r"\.nii(\.gz)?$", "", path.name), images=(str(path),))
 
 
 def split_cases(cases: Sequence[Case], config: VolumeDataConfig) -> tuple[list[Case], list[Case], list[Case]]:
@@ -283,6 +240,31 @@ def split_cases(cases: Sequence[Case], config: VolumeDataConfig) -> tuple[list[C
             raise DataError(f"{len(cases)} cases are too few for a {name} split (data.validation, data.test)")
     train, validate, tested = ([cases[i] for i in sorted(part)] for part in parts)
     return train, validate, tested
+
+
+def labelled_cases(config: VolumeDataConfig, path: str, split: str, *, layout: str | None = None) -> list[Case]:
+    """The cases of one split of a data set, as training would cut it.
+
+    Args:
+        config: of the training: layout, channels, shares.
+        path: folder or list, in place of the training's.
+        split: "train", "validation" or "test", or "all".
+        layout: in place of the training's.
+
+    Raises:
+        DataError: unknown split, and as `find_cases` and `split_cases`.
+    """
+    name = layout or ("msd" if config.name == "generated" else config.name)
+    config = replace(config, path=path, name=name)
+    splits = ("train", "validation", "test")
+    if split not in (*splits, "all"):
+        raise DataError(f"a data set of volumes has the splits {', '.join(splits)} and all, not {split!r}")
+    cases = find_cases(config)
+    if split != "all":
+        cases = split_cases(cases, config)[splits.index(split)]
+    if not cases:
+        raise DataError(f"{path} has no cases for {split}: data.{split}={getattr(config, split, 0)}")
+    return cases
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
@@ -321,6 +303,8 @@ def read_volume(path: str) -> MetaTensor:
         raise CorruptVolume(f"cannot read volume {path}: {reason}") from error
     if data.ndim != 4 or not data.size:
         raise CorruptVolume(f"{path} is no volume: its shape is {data.shape[1:]}")
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0:
+        raise CorruptVolume(f"{path} lies nowhere: its affine is {np.round(affine[:3], 4).tolist()}")
     if not np.isfinite(data).all():
         raise CorruptVolume(f"{path} holds values that are not finite")
     return MetaTensor(torch.from_numpy(np.ascontiguousarray(data)), affine=torch.from_numpy(affine))
@@ -364,168 +348,3 @@ def read_case(case: Case, config: VolumeDataConfig) -> dict[str, Any]:
             )
         item["label"] = MetaTensor(label.as_tensor().to(torch.uint8), affine=label.affine)
     return item
-
-
-# --- transforms -------------------------------------------------------------------------------------------------
-
-
-class ReadCase(Transform):
-    """`read_case` as MONAI's transforms are called."""
-
-    def __init__(self, config: VolumeDataConfig) -> None:
-        self.config = config
-
-    def __call__(self, case: Case) -> dict[str, Any]:
-        return read_case(case, self.config)
-
-
-def build_preprocessing(config: VolumeDataConfig, *, labelled: bool) -> Compose:
-    """What is done to every case before the network, invertible: orientation, spacing, crop, intensities."""
-    keys = ["image", "label"] if labelled else ["image"]
-    steps: list[Any] = [Orientationd(keys, axcodes=config.axcodes, labels=None)]
-    if config.spacing is not None:
-        steps.append(Spacingd(keys, pixdim=config.spacing, mode=["bilinear", "nearest"][: len(keys)]))
-    if config.crop:
-        steps.append(CropForegroundd(keys, source_key="image", select_fn=_not_zero, allow_smaller=False))
-    if config.window is not None:
-        low, high = config.window
-        steps.append(ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True))
-    else:
-        steps.append(NormalizeIntensityd("image", channel_wise=True))
-    return Compose(steps)
-
-
-def _not_zero(image: Tensor) -> Tensor:
-    return image != 0
-
-
-def build_augmentation(config: PatchAugmentConfig) -> list[Any]:
-    """nnU-Net's augmentation of a patch, in its order."""
-    both = {"keys": ["image", "label"], "mode": ["bilinear", "nearest"], "padding_mode": "zeros"}
-    gamma: dict[str, Any] = {"gamma": (0.7, 1.5), "retain_stats": True}
-    angle = np.deg2rad(config.degrees)
-    zoom = [(low - 1, high - 1) for low, high in [config.zoom] * 3]
-    steps: list[tuple[float, Any]] = [
-        (config.rotate, lambda p: RandAffined(prob=p, rotate_range=[angle] * 3, **both)),
-        (config.scale, lambda p: RandAffined(prob=p, scale_range=zoom, **both)),
-        (config.noise, lambda p: RandGaussianNoised("image", prob=p, std=0.3)),
-        (config.blur, lambda p: RandGaussianSmoothd("image", (0.5, 1.0), (0.5, 1.0), (0.5, 1.0), prob=p)),
-        (config.brightness, lambda p: RandScaleIntensityd("image", factors=0.25, prob=p)),
-        (
-            config.contrast,
-            lambda p: RandScaleIntensityFixedMeand("image", factors=0.25, preserve_range=True, prob=p),
-        ),
-        (config.low_resolution, lambda p: RandSimulateLowResolutiond("image", prob=p, zoom_range=(0.5, 1.0))),
-        (config.gamma_inverted, lambda p: RandAdjustContrastd("image", prob=p, invert_image=True, **gamma)),
-        (config.gamma, lambda p: RandAdjustContrastd("image", prob=p, **gamma)),
-        *(
-            (config.mirror, lambda p, axis=axis: RandFlipd(["image", "label"], prob=p, spatial_axis=axis))
-            for axis in range(3)
-        ),
-    ]
-    return [build(chance) for chance, build in steps if chance > 0]
-
-
-def cached_cases(cases: Sequence[Case], config: VolumeDataConfig, *, extra: Sequence[Any] = ()) -> Any:
-    """Preprocessed cases by index, `config.cache` of them kept in memory (MONAI's CacheDataset)."""
-    transform = Compose([ReadCase(config), *build_preprocessing(config, labelled=True).transforms, *extra])
-    if config.cache <= 0:
-        return TransformDataset(list(cases), transform)
-    try:
-        return CacheDataset(
-            list(cases), transform, cache_rate=config.cache, num_workers=1, progress=False, copy_cache=False
-        )
-    except RuntimeError as error:  # how MONAI reports what its transforms raise
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, DataError):
-            cause = cause.__cause__
-        raise cause or error from None
-
-
-class VolumePatches(Dataset[dict[str, Any]]):
-    """Training patches; item (epoch, i) is the same whatever was drawn before. All cases come up equally often.
-
-    Args:
-        cases: of the training split.
-        config: preprocessing and patches.
-        augment: augmentation.
-        seed: of the run.
-    """
-
-    def __init__(
-        self, cases: Sequence[Case], config: VolumeDataConfig, augment: PatchAugmentConfig, *, seed: int
-    ) -> None:
-        self.length, self.seed = config.samples or len(cases), seed
-        keys = ["image", "label"]
-        ready = [SpatialPadd(keys, config.patch), FgBgToIndicesd("label")]
-        self.cases = cached_cases(cases, config, extra=ready)
-        crop = RandCropByPosNegLabeld(
-            keys,
-            "label",
-            config.patch,
-            pos=config.foreground,
-            neg=1 - config.foreground,
-            fg_indices_key="label_fg_indices",
-            bg_indices_key="label_bg_indices",
-        )
-        self.crop = crop
-        self.augment = Compose([Lambdad(keys, _own_copy), *build_augmentation(augment)])
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        epoch, place = index
-        number = epoch * self.length + place
-        turn, place = divmod(number, len(self.cases))
-        order = np.random.default_rng(seed_of(self.seed, turn, SPLIT_STREAM)).permutation(len(self.cases))
-        seed = seed_of(self.seed, *index, CROP_STREAM)
-        self.crop.set_random_state(seed)
-        self.augment.set_random_state(seed)
-        item = self.augment(self.crop(dict(self.cases[int(order[place])]))[0])
-        return {key: item[key].as_tensor() for key in ("image", "label")} | {"name": item["name"]}
-
-
-def _own_copy(volume: MetaTensor) -> MetaTensor:
-    return volume.clone()  # a crop is a view of the cache
-
-
-def write_generated(
-    folder: str | Path,
-    *,
-    cases: int = 16,
-    size: int = 64,
-    classes: int = 3,
-    seed: int = 0,
-    noise: float = 0.3,
-) -> None:
-    """Balls of several kinds in noise from MONAI's generator as a data set in MSD's layout; an existing one is kept.
-
-    Args:
-        folder: gets dataset.json, imagesTr/ and labelsTr/.
-        cases: number of volumes.
-        size: side in voxels of 1.5 mm.
-        classes: kinds of balls, told apart by their intensity.
-        seed: of the generator.
-        noise: largest uniform noise, over the darkest kind's intensity.
-    """
-    folder = Path(folder)
-    if (folder / "dataset.json").is_file():
-        return
-    rows = []
-    for number in range(cases):
-        name = f"volume_{number:03d}.nii.gz"
-        image, label = create_test_image_3d(
-            size, size, size, num_objs=10, rad_max=size // 5, rad_min=size // 16 + 2, noise_max=noise,
-            num_seg_classes=classes, random_state=np.random.RandomState(seed_of(seed, number)),
-        )  # fmt: skip
-        affine = np.diag([1.5, 1.5, 1.5, 1.0])
-        for part, data in (
-            ("imagesTr", (1000 * image).astype(np.float32)),
-            ("labelsTr", label.astype(np.uint8)),
-        ):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(data, affine), folder / part / name)  # pyright: ignore
-        rows.append({"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"})
-    content = {"name": "generated", "labels": {"background": 0}, "numTraining": cases, "training": rows}
-    (folder / "dataset.json").write_text(json.dumps(content, indent=1))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from accelerate import Accelerator
 from timm.data import Mixup
 from torch import Tensor, nn
@@ -21,11 +17,9 @@ from visionssm.data.errors import UserError
 from visionssm.data.sampling import EvalBatches, UpdateBatches
 from visionssm.data.seeding import seed_of, seeded
 from visionssm.data.transforms import AugmentConfig, InputStats, build_eval_transform, build_train_transform
-from visionssm.engine.checkpoint import BEST, load_checkpoint, write_atomic
-from visionssm.engine.config import dump_config
 from visionssm.engine.evaluation import Scores, evaluate_classifier
 from visionssm.engine.logging import RunLogger
-from visionssm.engine.loop import Place, Trainer, build_accelerator
+from visionssm.engine.loop import Place, Trainer
 from visionssm.engine.models import (
     ModelConfig,
     build_classifier,
@@ -33,8 +27,8 @@ from visionssm.engine.models import (
     input_stats,
     load_classifier,
 )
-from visionssm.engine.plots import plot_confusion, plot_curves
-from visionssm.engine.run_folder import environment, starting_point
+from visionssm.engine.plots import plot_confusion
+from visionssm.engine.run_folder import Run
 from visionssm.engine.settings import EmaConfig, OptimizerConfig, RunConfig, ScheduleConfig
 
 __all__ = ["ClassificationConfig", "ClassificationTask", "LossConfig", "MixConfig", "train_classifier"]
@@ -239,12 +233,8 @@ def train_classifier(
     Raises:
         UserError: For anything in the recipe, the data or the folder that does not fit; `DivergedError` if training does.
     """
-    started = time.perf_counter()
-    folder = Path(config.run.output)
-    accelerator = build_accelerator(config.run, cpu=cpu)
-    checkpoint = starting_point(config.run, resume, accelerator)
-
-    data = config.data
+    run = Run(config, resume=resume, cpu=cpu, changed_recipe=changed_recipe)
+    accelerator, data = run.accelerator, config.data
     train = open_source(data, data.train_split)
     validation = open_source(data, data.validation_split, classes=train.classes)
     test = None if data.test_split is None else open_source(data, data.test_split, classes=train.classes)
@@ -252,6 +242,7 @@ def train_classifier(
     torch.manual_seed(seed_of(config.run.seed))
     model = build_classifier(config.model, num_classes=len(train.classes), image_size=data.image_size)
     stats = input_stats(model, img_size=data.image_size, mean=data.mean, std=data.std, crop_pct=data.crop_pct)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     batches = UpdateBatches(
         length=len(train),
         batch_size=config.run.batch_size,
@@ -261,87 +252,33 @@ def train_classifier(
         world=accelerator.num_processes,
         even=config.mix.on,
     )
-    logger = RunLogger(folder, active=accelerator.is_main_process, tensorboard=config.run.tensorboard)
-    try:
-        task = ClassificationTask(
-            config,
-            train=train,
-            validation=validation,
-            stats=stats,
-            accelerator=accelerator,
-            report=logger.say,
-        )
-        trainer = Trainer(
-            model,
-            task,
-            batches,
-            run=config.run,
-            optimizer=config.optimizer,
-            schedule=config.schedule,
-            ema=config.ema,
-            config=dump_config(config),
-            accelerator=accelerator,
-            logger=logger,
-        )
-        if checkpoint is not None:
-            trainer.resume(checkpoint, changed_recipe=changed_recipe)
-            logger.say(f"resumed {checkpoint} at update {trainer.updates_done}")
-        elif accelerator.is_main_process:
-            write_atomic(folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False).encode())
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        logger.say(
-            f"{config.model.name}: {parameters:,} parameters, {len(train.classes)} classes, "
-            f"{len(train):,} training and {len(validation):,} validation images, "
-            f"{accelerator.num_processes} x {accelerator.device.type}, output {folder}"
-        )
-        history = trainer.fit()
-        metrics: dict[str, Any] = {}
-        if accelerator.is_main_process:
-            subject = (data.validation_split, validation) if test is None else (data.test_split or "", test)
-            scores = _export_and_score(task, folder, model, subject[1], stats, train.classes)
-            plot_curves(history, folder / "curves.png", title=config.model.name)
-            title = f"{config.model.name}, {subject[0]}: top-1 {scores.top1:.4f}"
-            plot_confusion(scores.confusion.numpy(), train.classes, folder / "confusion.png", title=title)
-            metrics = {
-                "model": config.model.name,
-                "parameters": parameters,
-                "classes": list(train.classes),
-                "images": {
-                    "train": len(train),
-                    "validation": len(validation),
-                    "test": len(test) if test else None,
-                },
-                "epochs": trainer.state.epoch,
-                "updates": trainer.updates_done,
-                "best_epoch": trainer.state.best_epoch,
-                "best_validation_top1": trainer.state.best_score,
-                "evaluated_on": subject[0],
-                "scores": scores.summary(),
-                "per_class": scores.per_class(train.classes),
-                "skipped_images": sorted(task.skipped),
-                "history": history,
-                "seconds": time.perf_counter() - started,
-                "environment": environment(accelerator),
-                "config": dump_config(config),
-            }
-            write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
-        accelerator.wait_for_everyone()
-        return metrics
-    finally:
-        logger.close()
 
+    def task(logger: RunLogger) -> ClassificationTask:
+        return ClassificationTask(
+            config, train=train, validation=validation, stats=stats, accelerator=accelerator, report=logger.say
+        )
 
-def _export_and_score(
-    task: ClassificationTask,
-    folder: Path,
-    model: nn.Module,
-    source: Source,
-    stats: InputStats,
-    classes: Sequence[str],
-) -> Scores:
-    """Exports the best weights, loads them through timm like any user would, and scores that model."""
-    best = load_checkpoint(folder / "checkpoints" / BEST)
-    weights = best["model"] if best["ema"] is None else best["ema"]
-    export_classifier(model, weights, folder, classes=classes, stats=stats)
-    loaded = load_classifier(str(folder)).to(task.accelerator.device)
-    return task.scores(loaded, source, input_stats(loaded))
+    def finish(trainer: Trainer, task: ClassificationTask) -> dict[str, Any]:
+        subject = (data.validation_split, validation) if test is None else (data.test_split or "", test)
+        export_classifier(model, run.best_weights(), run.folder, classes=train.classes, stats=stats)
+        loaded = load_classifier(str(run.folder)).to(accelerator.device)  # through timm, like any user
+        scores = task.scores(loaded, subject[1], input_stats(loaded))
+        title = f"{config.model.name}, {subject[0]}: top-1 {scores.top1:.4f}"
+        plot_confusion(scores.confusion.numpy(), train.classes, run.folder / "confusion.png", title=title)
+        return {
+            "parameters": parameters,
+            "classes": list(train.classes),
+            "images": {"train": len(train), "validation": len(validation), "test": len(test) if test else None},
+            "epochs": trainer.state.epoch,
+            "best_epoch": trainer.state.best_epoch,
+            "evaluated_on": subject[0],
+            "scores": scores.summary(),
+            "per_class": scores.per_class(train.classes),
+            "skipped_images": sorted(task.skipped),
+        }
+
+    about = (
+        f"{parameters:,} parameters, {len(train.classes)} classes, {len(train):,} training and "
+        f"{len(validation):,} validation images"
+    )
+    return run.train(model, task, batches, about=about, finish=finish)

@@ -1,11 +1,12 @@
-"""What the command lines share: errors as one line, tables."""
+"""What the command lines share: the choice of what to do, errors as one line, tables."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,8 +15,13 @@ from rich.table import Table
 
 from visionssm.data.errors import UserError
 from visionssm.engine.loop import open_accelerator
+from visionssm.engine.models import task_of
 
-__all__ = ["add_device_options", "open_device", "print_table", "refuse_options", "user_errors"]
+__all__ = ["Job", "add_device_options", "open_device", "print_table", "run_job", "user_errors"]
+
+
+# what only some jobs need, so that it is imported when they begin
+_EXTRAS = {"monai": "medical", "nibabel": "medical", "pydicom": "medical"}
 
 
 @contextmanager
@@ -25,6 +31,11 @@ def user_errors() -> Iterator[None]:
         yield
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        raise SystemExit(f"error: {error.name} is not installed: pip install 'visionssm[{extra}]'") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
 
@@ -44,14 +55,33 @@ def open_device(args: argparse.Namespace) -> Accelerator:
     return open_accelerator(args.precision, cpu=args.cpu)
 
 
-def refuse_options(args: argparse.Namespace, names: Iterable[str], *, task: str) -> None:
-    """Options of a tool's other tasks.
+@dataclass(frozen=True)
+class Job:
+    """What a tool does with models of one task.
+
+    Args:
+        run: Takes the command line.
+        options: The options that only some tasks have, by name, with their defaults; their argparse default is SUPPRESS.
+    """
+
+    run: Callable[[argparse.Namespace], None]
+    options: Mapping[str, Any]
+
+
+def run_job(args: argparse.Namespace, jobs: Mapping[str, Job]) -> None:
+    """Does what the task asks for that `args.model` is for.
 
     Raises:
-        UserError: If one of them was given.
+        UserError: If the tool has no job for that task, or an option of another task was given.
     """
-    if stray := [name for name in names if hasattr(args, name)]:
+    task = task_of(args.model)
+    if task not in jobs:
+        raise UserError(f"{args.model} is for {task}; this tool serves {', '.join(jobs)}")
+    job = jobs[task]
+    foreign = {name for other in jobs.values() for name in other.options} - set(job.options)
+    if stray := [name for name in vars(args) if name in foreign]:
         raise UserError(f"--{stray[0].replace('_', '-')} is not an option for {task}, which {args.model} is for")
+    job.run(argparse.Namespace(**{**job.options, **vars(args)}))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, limit: int | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,11 @@ from timm.models import is_model, load_state_dict, resolve_model_input_args
 from timm.models._hub import save_for_hf
 from torch import nn
 
-import visionssm  # noqa: F401  registers its models with timm
+import visionssm
 from visionssm.data.errors import UserError, did_you_mean
 from visionssm.data.transforms import InputStats
 from visionssm.engine.checkpoint import write_atomic
+from visionssm.models._registry import TASKS
 
 __all__ = [
     "ModelConfig",
@@ -27,9 +29,12 @@ __all__ = [
     "export_classifier",
     "input_stats",
     "load_classifier",
+    "task_of",
 ]
 
-EXPORTED = ("model.safetensors", "config.json")
+CARD = "config.json"  # of a run folder: says what the model is
+UNET = "vmamba_unet"  # made of MONAI's encoders, which the registry of models does without
+EXPORTED = ("model.safetensors", CARD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,3 +175,21 @@ def export_classifier(
         )
         for name in EXPORTED:
             write_atomic(Path(folder) / name, (Path(scratch) / name).read_bytes())
+
+
+def task_of(source: str) -> str:
+    """What a run folder or a model name is for: one of visionssm's tasks.
+
+    Names that visionssm does not know are timm's, so classifiers.
+    """
+    card = Path(source) / CARD
+    if card.is_file():
+        try:
+            content = json.loads(card.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise UserError(f"{card} is not readable JSON: {' '.join(str(error).split())}") from error
+        return str(content.get("task", "classification")) if isinstance(content, dict) else "classification"
+    name = source.partition(".")[0]
+    if name == UNET:
+        return "volume"
+    return next((task for task in TASKS if name in visionssm.list_models(task=task)), "classification")

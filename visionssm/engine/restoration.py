@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,15 +26,13 @@ from visionssm.data.restoration import (
 )
 from visionssm.data.sampling import CropBatches, PatchStage
 from visionssm.data.seeding import seed_of, seeded
-from visionssm.engine.checkpoint import BEST, load_checkpoint, write_atomic
-from visionssm.engine.config import dump_config
 from visionssm.engine.image_metrics import psnr, ssim, to_uint8
 from visionssm.engine.logging import RunLogger
-from visionssm.engine.loop import Place, Trainer, build_accelerator
+from visionssm.engine.loop import Place, Trainer
 from visionssm.engine.models import ModelConfig
-from visionssm.engine.plots import plot_curves, plot_restoration
+from visionssm.engine.plots import plot_restoration
 from visionssm.engine.restorers import build_restorer, export_restorer, load_restorer, scale_of
-from visionssm.engine.run_folder import environment, starting_point
+from visionssm.engine.run_folder import Run
 from visionssm.engine.settings import EmaConfig, OptimizerConfig, ScheduleConfig, UpdatesRunConfig
 from visionssm.engine.tiling import Tiling, restore_picture
 
@@ -274,14 +270,12 @@ def train_restorer(
     Returns:
         What metrics.json holds (on all processes but the main one: an empty dict).
     """
-    started = time.perf_counter()
-    folder = Path(config.run.output)
-    accelerator = build_accelerator(config.run, cpu=cpu)
-    checkpoint = starting_point(config.run, resume, accelerator)
+    run = Run(config, resume=resume, cpu=cpu, changed_recipe=changed_recipe)
+    accelerator, data = run.accelerator, config.data
     torch.manual_seed(seed_of(config.run.seed))
     model = build_restorer(config.model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     scale, channels = scale_of(model), int(getattr(model, "in_chans"))  # noqa: B009  see load_restorer
-    data = config.data
 
     def pictures(split: str, part: Any) -> PictureSource:
         return open_pictures(part, split, scale=scale, channels=channels, cache=data.cache)
@@ -297,73 +291,36 @@ def train_restorer(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    logger = RunLogger(folder, active=accelerator.is_main_process, tensorboard=config.run.tensorboard)
-    try:
-        task = RestorationTask(config, train=train, validation=validation, scale=scale, accelerator=accelerator)
-        trainer = Trainer(
-            model,
-            task,
-            batches,
-            run=config.run,
-            optimizer=config.optimizer,
-            schedule=config.schedule,
-            ema=config.ema,
-            config=dump_config(config),
-            accelerator=accelerator,
-            logger=logger,
-        )
-        if checkpoint is not None:
-            trainer.resume(checkpoint, changed_recipe=changed_recipe)
-            logger.say(f"resumed {checkpoint} at update {trainer.updates_done}")
-        elif accelerator.is_main_process:
-            write_atomic(folder / "config.yaml", yaml.safe_dump(dump_config(config), sort_keys=False).encode())
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        logger.say(
-            f"{config.model.name}: {parameters:,} parameters, scale {scale}, {len(train):,} training and "
-            f"{len(validation):,} validation pictures, {config.run.updates:,} updates, "
-            f"{accelerator.num_processes} x {accelerator.device.type}, output {folder}"
-        )
-        history = trainer.fit()
-        metrics: dict[str, Any] = {}
-        if accelerator.is_main_process:
-            subject = ("validation", validation) if test is None else ("test", test)
-            rows = _export_and_score(config, folder, model, subject[1], accelerator)
-            plot_curves(history, folder / "curves.png", title=config.model.name)
-            keys = ("baseline_psnr", "psnr", "baseline_ssim", "ssim")
-            metrics = {
-                "model": config.model.name,
-                "parameters": parameters,
-                "scale": scale,
-                "images": {
-                    "train": len(train),
-                    "validation": len(validation),
-                    "test": len(test) if test else None,
-                },
-                "updates": trainer.updates_done,
-                "best_update": trainer.state.best_epoch * config.run.evaluate_every,
-                "best_validation_psnr": trainer.state.best_score,
-                "evaluated_on": subject[0],
-                "scores": {key: float(np.mean([row[key] for row in rows])) for key in keys},
-                "per_picture": rows,
-                "history": history,
-                "seconds": time.perf_counter() - started,
-                "environment": environment(accelerator),
-                "config": dump_config(config),
-            }
-            write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
-        accelerator.wait_for_everyone()
-        return metrics
-    finally:
-        logger.close()
+
+    def task(logger: RunLogger) -> RestorationTask:
+        return RestorationTask(config, train=train, validation=validation, scale=scale, accelerator=accelerator)
+
+    def finish(trainer: Trainer, task: RestorationTask) -> dict[str, Any]:
+        subject = ("validation", validation) if test is None else ("test", test)
+        export_restorer(model, run.best_weights(), run.folder, config=config.model, degradation=config.degradation)
+        rows = _score_and_draw(config, run.folder, subject[1], accelerator)
+        keys = ("baseline_psnr", "psnr", "baseline_ssim", "ssim")
+        return {
+            "parameters": parameters,
+            "scale": scale,
+            "images": {"train": len(train), "validation": len(validation), "test": len(test) if test else None},
+            "best_update": trainer.state.best_epoch * config.run.evaluate_every,
+            "evaluated_on": subject[0],
+            "scores": {key: float(np.mean([row[key] for row in rows])) for key in keys},
+            "per_picture": rows,
+        }
+
+    about = (
+        f"{parameters:,} parameters, scale {scale}, {len(train):,} training and {len(validation):,} validation "
+        f"pictures, {config.run.updates:,} updates"
+    )
+    return run.train(model, task, batches, about=about, finish=finish)
 
 
-def _export_and_score(
-    config: RestorationConfig, folder: Path, model: nn.Module, source: PictureSource, accelerator: Accelerator
+def _score_and_draw(
+    config: RestorationConfig, folder: Path, source: PictureSource, accelerator: Accelerator
 ) -> list[dict[str, Any]]:
-    """Exports the best weights, loads them like any user would, scores that model and draws its pictures."""
-    best = load_checkpoint(folder / "checkpoints" / BEST)
-    weights = best["model"] if best["ema"] is None else best["ema"]
-    export_restorer(model, weights, folder, config=config.model, degradation=config.degradation)
+    """Loads the exported model like any user would, scores it and draws its pictures."""
     loaded = load_restorer(str(folder))
     shown: list[tuple[str, list[np.ndarray], list[str]]] = []
 

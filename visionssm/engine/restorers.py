@@ -19,11 +19,11 @@ from visionssm.data.degradations import DegradationConfig
 from visionssm.data.errors import UserError, did_you_mean
 from visionssm.engine.checkpoint import write_atomic
 from visionssm.engine.config import build_config, dump_config
-from visionssm.engine.models import ModelConfig
+from visionssm.engine.models import CARD, ModelConfig
 
-__all__ = ["Restorer", "build_restorer", "export_restorer", "load_restorer", "scale_of", "task_of"]
+__all__ = ["Restorer", "build_restorer", "export_restorer", "load_restorer", "scale_of"]
 
-WEIGHTS, CARD = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
 TASK = "restoration"
 
 
@@ -47,22 +47,6 @@ class Restorer:
 def scale_of(model: nn.Module) -> int:
     """Output over input size; models that do not upscale need not say so."""
     return int(getattr(model, "upscale", 1))
-
-
-def task_of(source: str) -> str:
-    """What a run folder or a model name is for: "classification", "restoration" or "volume".
-
-    Names that visionssm does not know are timm's, so classifiers.
-    """
-    card = Path(source) / CARD
-    if card.is_file():
-        try:
-            content = json.loads(card.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise UserError(f"{card} is not readable JSON: {' '.join(str(error).split())}") from error
-        return str(content.get("task", "classification")) if isinstance(content, dict) else "classification"
-    name = source.partition(".")[0]
-    return TASK if name in visionssm.list_models(task=TASK) else "classification"
 
 
 def build_restorer(config: ModelConfig) -> nn.Module:

@@ -1,21 +1,140 @@
-"""What every run does with its folder: find where to start, say on what it ran."""
+"""What every run does with its folder: find where to start, train, say on what it ran and what came out."""
 
 from __future__ import annotations
 
+import json
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import timm
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from visionssm.data.errors import UserError
-from visionssm.engine.checkpoint import BEST, LAST, CheckpointError, find_checkpoint
-from visionssm.engine.settings import RunSettings
+from visionssm.data.sampling import Batches
+from visionssm.engine.checkpoint import BEST, LAST, CheckpointError, find_checkpoint, load_checkpoint, write_atomic
+from visionssm.engine.config import dump_config
+from visionssm.engine.logging import RunLogger
+from visionssm.engine.loop import Task, Trainer, build_accelerator
+from visionssm.engine.models import ModelConfig
+from visionssm.engine.plots import plot_curves
+from visionssm.engine.settings import EmaConfig, OptimizerConfig, RunSettings, ScheduleConfig
 
-__all__ = ["environment", "starting_point"]
+__all__ = ["Recipe", "Run", "environment", "starting_point"]
+
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+class Recipe(Protocol):
+    """The sections that every recipe has."""
+
+    @property
+    def run(self) -> RunSettings: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def schedule(self) -> ScheduleConfig: ...
+    @property
+    def ema(self) -> EmaConfig: ...
+
+
+class Run:
+    """A training by a recipe, from its folder to its folder.
+
+    Args:
+        config: The recipe.
+        resume: "never", "auto" (continue if there is a checkpoint) or the path of a checkpoint.
+        cpu: Stay on the CPU even where there is a GPU.
+        changed_recipe: Accept a checkpoint of another recipe.
+
+    Raises:
+        UserError: As `build_accelerator` and `starting_point`.
+    """
+
+    def __init__(self, config: Recipe, *, resume: str, cpu: bool, changed_recipe: bool) -> None:
+        self.started = time.perf_counter()
+        self.config, self.changed_recipe = config, changed_recipe
+        self.folder = Path(config.run.output)
+        self.accelerator = build_accelerator(config.run, cpu=cpu)
+        self.checkpoint = starting_point(config.run, resume, self.accelerator)
+
+    def train(
+        self,
+        model: nn.Module,
+        task: Callable[[RunLogger], TaskT],
+        batches: Batches,
+        *,
+        about: str,
+        finish: Callable[[Trainer, TaskT], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Trains, and leaves config.yaml, log.csv, tensorboard/, checkpoints/, curves.png and metrics.json.
+
+        Args:
+            model: The network.
+            task: Makes data, loss and score.
+            batches: The training order.
+            about: Model and data in a line.
+            finish: Called on the main process after training: exports, scores, and gives its part of metrics.json.
+
+        Returns:
+            What metrics.json holds (on all processes but the main one: an empty dict).
+        """
+        config, accelerator = self.config, self.accelerator
+        recipe = dump_config(config)
+        logger = RunLogger(self.folder, active=accelerator.is_main_process, tensorboard=config.run.tensorboard)
+        try:
+            built = task(logger)
+            trainer = Trainer(
+                model,
+                built,
+                batches,
+                run=config.run,
+                optimizer=config.optimizer,
+                schedule=config.schedule,
+                ema=config.ema,
+                config=recipe,
+                accelerator=accelerator,
+                logger=logger,
+            )
+            if self.checkpoint is not None:
+                trainer.resume(self.checkpoint, changed_recipe=self.changed_recipe)
+                logger.say(f"resumed {self.checkpoint} at update {trainer.updates_done}")
+            elif accelerator.is_main_process:
+                write_atomic(self.folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False).encode())
+            device = f"{accelerator.num_processes} x {accelerator.device.type}"
+            logger.say(f"{config.model.name}: {about}, {device}, output {self.folder}")
+            history = trainer.fit()
+            metrics: dict[str, Any] = {}
+            if accelerator.is_main_process:
+                plot_curves(history, self.folder / "curves.png", title=config.model.name)
+                metrics = {
+                    "model": config.model.name,
+                    **finish(trainer, built),
+                    "updates": trainer.updates_done,
+                    f"best_validation_{built.score}": trainer.state.best_score,
+                    "history": history,
+                    "seconds": time.perf_counter() - self.started,
+                    "environment": environment(accelerator),
+                    "config": recipe,
+                }
+                write_atomic(self.folder / "metrics.json", json.dumps(metrics, indent=2).encode())
+            accelerator.wait_for_everyone()
+            return metrics
+        finally:
+            logger.close()
+
+    def best_weights(self) -> dict[str, torch.Tensor]:
+        """Of the best epoch: the average, if there is one."""
+        best = load_checkpoint(self.folder / "checkpoints" / BEST)
+        return best["model"] if best["ema"] is None else best["ema"]
 
 
 def starting_point(run: RunSettings, resume: str, accelerator: Accelerator) -> Path | None:

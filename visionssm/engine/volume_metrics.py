@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["VolumeScores", "dice", "hd95", "score_regions"]
+__all__ = ["VolumeScores", "dice", "hd95", "score_regions", "summarise"]
 
 EMPTY_HD95 = 50.0  # mm, where one of the two is empty: what SegMamba's metric script counts
 
@@ -77,3 +78,14 @@ def score_regions(
         dice={name: dice(*pair) for name, pair in masks.items()},
         hd95={name: hd95(*pair, spacing=spacing) for name, pair in masks.items()},
     )
+
+
+def summarise(scores: Sequence[VolumeScores]) -> dict[str, Any]:
+    """Means over the cases, per region and over the regions."""
+    names = list(scores[0].dice)
+    by_region = {
+        kind: {name: float(np.mean([getattr(score, kind)[name] for score in scores])) for name in names}
+        for kind in ("dice", "hd95")
+    }
+    means = {f"mean_{kind}": float(np.mean(list(values.values()))) for kind, values in by_region.items()}
+    return {**means, **by_region, "cases": len(scores)}

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import timm
+import torch
 import torch.nn.functional as F
 from monai.networks.blocks import BaseEncoder
 from monai.networks.nets import FLEXUNET_BACKBONE
@@ -22,7 +23,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from visionssm.layers.segmentation import CONVS, SegmentationModel
-from visionssm.layers.typing import drop_path_rates
+from visionssm.layers.typing import checkpointed, drop_path_rates, unscripted
 from visionssm.mixers import ImageScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.models import segmamba
@@ -112,11 +113,18 @@ class _Stage(nn.Module):
     def __init__(self, conv: nn.Module, norm: nn.Module, blocks: list[nn.Module]) -> None:
         super().__init__()
         self.conv, self.norm, self.blocks = conv, norm, nn.Sequential(*blocks)
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C', *floor(S/2))."""
         x = F.pad(x, [1, 0] * (x.dim() - 2))  # at the start only: the same as on both sides where S is even
-        return self.blocks(self.norm(self.conv(x).movedim(1, -1))).movedim(-1, 1)
+        x = self.norm(self.conv(x).movedim(1, -1))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            for block in self.blocks:
+                x = checkpointed(block, x)
+        else:
+            x = self.blocks(x)
+        return x.movedim(-1, 1)
 
 
 _ND: dict[str, dict[str, Any]] = {
@@ -171,6 +179,13 @@ class ScanEncoder(nn.Module, BaseEncoder):
             conv = CONVS[spatial_dims](dims[i - 1] if i else in_channels, dim, 3, stride=2)
             blocks: list[nn.Module] = [_ScanBlock(dim, next(scans), d_state, mlp_ratio, rate) for rate in rates[i]]
             self.stages.append(_Stage(conv, nn.LayerNorm(dim), blocks))
+
+    @unscripted
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory: blocks are run again in the backward pass."""
+        for stage in self.stages:
+            assert isinstance(stage, _Stage)
+            stage.grad_checkpointing = enable
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, *S) -> one map per stage, (B, C, *floor(S/2)), ..."""
@@ -241,6 +256,11 @@ class BackboneEncoder(nn.Module, BaseEncoder):
             nn.InstanceNorm2d(self.channels[0]),
             nn.LeakyReLU(0.01),
         )
+
+    @unscripted
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory: blocks are run again in the backward pass."""
+        self.backbone.set_grad_checkpointing(enable)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> maps of the strides 2, 4, 8, 16, 32."""
@@ -315,6 +335,13 @@ class VMambaUNet(SegmentationModel):
             decoder=segmamba.ResidualDecoder(in_chans=in_channels, dims=channels, spatial_dims=spatial_dims),
             head=CONVS[spatial_dims](channels[0], out_channels, 1),
         )
+
+    @unscripted
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory: blocks of the decoder, and of the encoder if it can, are run again in the backward pass."""
+        self.decoder.set_grad_checkpointing(enable)
+        if hasattr(self.encoder, "set_grad_checkpointing"):
+            self.encoder.set_grad_checkpointing(enable)
 
 
 FLEXUNET_BACKBONE.register_class(ScanEncoder)

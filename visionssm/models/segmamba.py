@@ -139,12 +139,13 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, *S) -> (B, dim, *S/2)."""
-        x = self.gated_conv(self.downsample(self.norm(x)))
+        x = self.downsample(self.norm(x))
         if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpointed(self.gated_conv, x)
             for block in self.blocks:
                 x = checkpointed(block, x)
             return x
-        return self.blocks(x)
+        return self.blocks(self.gated_conv(x))
 
 
 class SegMambaEncoder(nn.Module):
@@ -170,6 +171,7 @@ class SegMambaEncoder(nn.Module):
         spatial_dims: int,
     ) -> None:
         super().__init__()
+        self.grad_checkpointing = False
         stages = []
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             before = sum(depths[:i])
@@ -191,8 +193,19 @@ class SegMambaEncoder(nn.Module):
         maps: list[Tensor] = []
         for stage, feature in zip(self.stages, self.features):  # noqa: B905  (TorchScript knows no strict)
             x = stage(x)
-            maps.append(feature(x))
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                maps.append(checkpointed(feature, x))
+            else:
+                maps.append(feature(x))
         return maps
+
+    @unscripted
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Whether blocks are run again in the backward pass."""
+        self.grad_checkpointing = enable
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            stage.grad_checkpointing = enable
 
 
 class ResidualDecoder(nn.Module):
@@ -213,6 +226,7 @@ class ResidualDecoder(nn.Module):
         kwargs: dict[str, Any] = {"norm_name": "instance", "res_block": True}
         widths = [*dims, 2 * dims[-1]]  # of the skip connections, the finest first
         self.channels = tuple(dims)
+        self.grad_checkpointing = False
         self.first = blocks.UnetrBasicBlock(spatial_dims, in_chans, widths[0], 3, 1, **kwargs)
         self.skips = nn.ModuleList(
             blocks.UnetrBasicBlock(spatial_dims, width, wider, 3, 1, **kwargs)
@@ -226,6 +240,8 @@ class ResidualDecoder(nn.Module):
 
     def forward(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """(B, in_chans, *S), the encoder's maps -> decoded maps of strides 1, 2, 4, ..., with `channels`."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self._decode_again(x, maps)
         skips = [self.first(x)]
         for i, skip in enumerate(self.skips):
             skips.append(skip(maps[i]))
@@ -236,6 +252,21 @@ class ResidualDecoder(nn.Module):
             decoded.append(y)
         decoded[-1] = self.last(decoded[-1])
         return decoded[::-1]
+
+    @unscripted
+    def _decode_again(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        """The same, each block run again in the backward pass."""
+        skips = [checkpointed(skip, y) for skip, y in zip((self.first, *self.skips), (x, *maps), strict=True)]
+        decoded = [skips.pop()]
+        for up in self.ups:
+            decoded.append(checkpointed(up, decoded[-1], skips.pop()))
+        decoded[-1] = checkpointed(self.last, decoded[-1])
+        return decoded[:0:-1]
+
+    @unscripted
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Whether blocks are run again in the backward pass."""
+        self.grad_checkpointing = enable
 
 
 class SegMamba(PretrainedMixin, SegmentationModel):
@@ -313,10 +344,9 @@ class SegMamba(PretrainedMixin, SegmentationModel):
 
     @unscripted
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory: scan blocks are run again in the backward pass."""
-        for stage in self.encoder.stages:
-            assert isinstance(stage, Stage)
-            stage.grad_checkpointing = enable
+        """Trades time for memory: every block of encoder and decoder is run again in the backward pass."""
+        self.encoder.set_grad_checkpointing(enable)
+        self.decoder.set_grad_checkpointing(enable)
 
     @unscripted
     def check_size(self, size: tuple[int, ...]) -> None:
