@@ -1,6 +1,6 @@
 """A small Mask R-CNN that learns to find, name and outline handwritten digits on photographs: minutes on two CPU cores.
 
-    python tools/train_detection.py configs/detection/demo_mask_rcnn_vmamba_nano.py
+python tools/train_detection.py configs/detection/demo_mask_rcnn_vmamba_nano.py
 """
 
 _base_ = "./_base_/mask_rcnn_1x.py"

@@ -1,6 +1,6 @@
 """A small UperNet that learns to name the pixels of handwritten digits on photographs: minutes on two CPU cores.
 
-    python tools/train_segmentation.py configs/segmentation/demo_upernet_vmamba_nano.py
+python tools/train_segmentation.py configs/segmentation/demo_upernet_vmamba_nano.py
 """
 
 _base_ = "./_base_/upernet_160k_ade20k.py"

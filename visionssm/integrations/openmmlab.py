@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
+from timm.layers import LayerNorm2d
 from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
@@ -30,6 +31,8 @@ from visionssm.layers import HierarchicalModel, PlainModel, SimpleFeaturePyramid
 from visionssm.mixers.schedule import ScanChoice
 
 __all__ = ["BackboneModule", "SimplePyramid", "VisionSSM"]
+
+MODELS.register_module(name="LayerNorm2d", module=LayerNorm2d)  # of NCHW maps over channels: the norm of ViTDet's heads
 
 
 class BackboneModule(BaseModule):

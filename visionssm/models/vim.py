@@ -61,7 +61,9 @@ class Vim(PretrainedMixin, PlainModel):
         stride: pixels from patch to patch.
         in_chans: channels of the image.
         num_classes: 0 for no classifier.
-        global_pool: "token", "avg" or "".
+        global_pool: "token", "avg" or ""; None for "token" where there is a class token, else "avg".
+        class_token: whether there is one, in the middle; the published detectors have none. Weights of a model that has one are
+            taken without it.
         dim: C.
         depth: number of blocks.
         d_state: N.
@@ -81,7 +83,8 @@ class Vim(PretrainedMixin, PlainModel):
         stride: int = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
-        global_pool: str = "token",
+        global_pool: str | None = None,
+        class_token: bool = True,
         dim: int = 192,
         depth: int = 24,
         d_state: int = 16,
@@ -103,16 +106,17 @@ class Vim(PretrainedMixin, PlainModel):
                 dt_rank=math.ceil(dim / 16),
                 scale=1 / order.num_routes,
             )
-            blocks.append(VimBlock(dim, scan=with_token(order), mixer=mixer, drop_path=rate))
+            tokens = with_token(order) if class_token else order
+            blocks.append(VimBlock(dim, scan=tokens, mixer=mixer, drop_path=rate))
         super().__init__(
             in_chans=in_chans,
             num_classes=num_classes,
-            global_pool=global_pool,
+            global_pool=global_pool if global_pool is not None else "token" if class_token else "avg",
             img_size=img_size,
             patch_embed=PatchEmbed(in_chans, dim, patch_size=patch_size, stride=stride),
             stride=stride,
             dim=dim,
-            class_token=True,
+            class_token=class_token,
             pos_embed=True,
             blocks=blocks,
             norm=nn.RMSNorm(dim, eps=1e-5),
@@ -125,8 +129,8 @@ class Vim(PretrainedMixin, PlainModel):
         lecun_normal_(self.patch_embed.proj.weight)
         nn.init.zeros_(self.patch_embed.proj.bias)
         for table in (self.pos_embed, self.cls_token):
-            assert table is not None
-            trunc_normal_(table, std=0.02)
+            if table is not None:
+                trunc_normal_(table, std=0.02)
         if isinstance(self.head, nn.Linear):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -147,6 +151,12 @@ class Vim(PretrainedMixin, PlainModel):
     def resize_position_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's position embedding for this model's grid."""
         table = state.get("pos_embed")
+        if self.cls_token is None and "cls_token" in state and table is not None:
+            place = 0 if self.position_resize == "published" else (table.shape[1] - 1) // 2
+            state = {name: tensor for name, tensor in state.items() if name != "cls_token"}
+            return super().resize_position_tables(
+                {**state, "pos_embed": torch.cat([table[:, :place], table[:, place + 1 :]], 1)}
+            )
         ours = self.state_dict()["pos_embed"]
         if self.position_resize == "published" and table is not None and table.shape != ours.shape:
             middle = (table.shape[1] - 1) // 2  # the first entry becomes the token's, the others the grid

@@ -1,4 +1,7 @@
-"""Mask R-CNN with FPN on COCO, AdamW, 12 epochs: MMDetection's recipe for Swin-T, on which the published ones build."""
+"""Mask R-CNN with FPN on COCO, AdamW, 12 epochs: MMDetection's recipe for Swin-T, on which the published ones build.
+
+Norms, A_log, D and the dt bias are not decayed; the published runs spare the norms alone.
+"""
 
 # by path: MMEngine reads the index of all models of a package for every "mmdet::..."
 _base_ = __import__("mmdet").__path__[0] + "/.mim/configs/swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"

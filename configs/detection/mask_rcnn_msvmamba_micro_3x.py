@@ -1,0 +1,14 @@
+"""Mask R-CNN 3x with MSVMamba-M, after
+YuHengsss/MSVMamba@c394019 detection/configs/ms_vssm/mask_rcnn_ms_vssm_fpn_coco_micro_3x.py.
+"""
+
+_base_ = "./_base_/mask_rcnn_3x.py"
+
+model = dict(
+    backbone=dict(
+        name="msvmamba_micro",
+        drop_path_rate=0.1,
+        init_cfg=dict(type="Pretrained", checkpoint="msvmamba_micro.in1k"),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

@@ -1,0 +1,24 @@
+"""Mask R-CNN 1x with PlainMamba-L2 in an adapter, after
+ChenhongyiYang/PlainMamba@0975a1d downstream/mmdetection/plain_mamba_det_configs/maskrcnn/l2_maskrcnn_1x.py.
+"""
+
+_base_ = "./_base_/mask_rcnn_1x.py"
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="VisionSSMAdapter",
+        name="plain_mamba_l2",
+        interactions=(6, 6, 6, 6),
+        heads=6,
+        drop_path_rate=0.2,
+        init_cfg=dict(type="Pretrained", checkpoint="plain_mamba_l2.in1k"),
+    ),
+    neck=dict(in_channels=[384] * 4, norm_cfg=dict(type="SyncBN", requires_grad=True)),
+    roi_head=dict(bbox_head=dict(type="Shared4Conv1FCBBoxHead", norm_cfg=dict(type="SyncBN", requires_grad=True))),
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500),
+    dict(type="MultiStepLR", begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
+]
+sync_bn = "torch"

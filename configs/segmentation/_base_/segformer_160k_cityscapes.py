@@ -1,0 +1,14 @@
+"""SegFormer's head on Cityscapes, crops of 1024, tested by windows, AdamW, 160k steps: MMSegmentation's recipe for MiT-B0."""
+
+_base_ = __import__("mmseg").__path__[0] + "/.mim/configs/segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py"
+
+custom_imports = dict(imports=["visionssm.integrations.mmseg"])
+model = dict(
+    backbone=dict(_delete_=True, type="VisionSSM", name="vmamba_tiny_s1l8", out_indices=(0, 1, 2, 3)),
+)
+optim_wrapper = dict(
+    constructor="VisionSSMLayerDecay",
+    paramwise_cfg=dict(_delete_=True, layer_decay_rate=1.0, custom_keys=dict(decode_head=dict(lr_mult=10.0))),
+)
+vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
+visualizer = dict(vis_backends=vis_backends)

@@ -1,0 +1,16 @@
+"""UperNet on ADE20K with LocalVMamba-T, after
+hunto/LocalMamba@75e5d1f segmentation/configs/local_mamba/upernet_local_vssm_tiny_8xb2-160k_ade20k-512x512.py.
+
+No classifier weights were released to start from.
+"""
+
+_base_ = "./_base_/upernet_160k_ade20k.py"
+
+model = dict(
+    backbone=dict(
+        name="local_vmamba_tiny",
+        drop_path_rate=0.1,
+    ),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)
