@@ -1,13 +1,16 @@
-"""Measure a trained model: a classifier's accuracy, PSNR and SSIM of restored pictures, Dice and HD95 of segmented volumes.
+"""Measure a trained model: accuracy, COCO AP or mIoU, PSNR and SSIM of restored pictures, Dice and HD95 of volumes.
 
 python tools/evaluate.py runs/demo --data digits --split test
 python tools/evaluate.py vmamba_tiny_s1l8 --data /data/imagenet --split val --json scores.json
 python tools/evaluate.py runs/demo_restoration --data photographs --split test --pictures compared.png
 python tools/evaluate.py mambair_light_x2 --checkpoint weights.pth --data Set5/HR --degraded Set5/LR_bicubic/X2 --template "{}x2"
+python tools/evaluate.py runs/demo_detection --pictures found.png
+python tools/evaluate.py configs/detection/mask_rcnn_vmamba_tiny_s1l8_1x.py --checkpoint weights.pth --data /data/coco
 python tools/evaluate.py runs/segmamba_brats2023 --data /data/BraTS2023 --split test --predictions labels
 
 Restored pictures are compared at 8 bits: on luma unless --rgb is given, and without a border as wide as the scale where the size
 changes. They are cut into tiles as the published figures were made. Volumes are compared on their own voxels, region by region.
+Detectors and segmentors, a run or a config with its weights, are measured on their config's test split by the packages' metrics.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import numpy as np
 
 from visionssm.data.classification import DataConfig, LabelledImages, build_loader, open_source
 from visionssm.data.degradations import DegradationConfig
-from visionssm.data.errors import DataError
+from visionssm.data.errors import DataError, UserError
 from visionssm.data.restoration import SplitConfig, open_pictures
 from visionssm.data.sampling import EvalBatches
 from visionssm.data.seeding import seeded
@@ -36,7 +39,7 @@ from visionssm.engine.command_line import (
     user_errors,
 )
 from visionssm.engine.evaluation import evaluate_classifier
-from visionssm.engine.models import input_stats, load_classifier
+from visionssm.engine.models import input_stats, load_classifier, task_of
 from visionssm.engine.plots import plot_confusion, plot_restoration
 from visionssm.engine.restoration import MetricConfig, evaluate_restorer
 from visionssm.engine.restorers import load_restorer
@@ -46,12 +49,11 @@ from visionssm.engine.tiling import Tiling, self_ensemble
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="run folder, or a model's name, whose registered weights are used")
-    parser.add_argument("--checkpoint", help="weight file for a model's name")
+    parser.add_argument("--checkpoint", help="weight file for a model's name or a config")
     parser.add_argument(
         "--data",
-        required=True,
         help='"digits", "hfds/<name>" or a folder that holds the splits; to restore: "photographs" or clean pictures; '
-        "volumes: a folder or list as in training",
+        "volumes: a folder or list as in training; detection, segmentation: data_root, in place of the config's",
     )
     parser.add_argument("--split", default="validation", help="which part (default: validation); volumes: also all")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
@@ -74,7 +76,10 @@ def parse() -> argparse.Namespace:
     group.add_argument("--tile", type=int, help="side, with --tiles tiles (default 192)")
     group.add_argument("--overlap", type=int, help="with --tiles tiles (default 16)")
     group.add_argument("--ensemble", action="store_true", help="mean over the 8 symmetries: the papers' '+'")
+    group = parser.add_argument_group("restoration, detection, segmentation", argument_default=argparse.SUPPRESS)
     group.add_argument("--pictures", metavar="PNG", help="draw the first pictures side by side")
+    group = parser.add_argument_group("detection, segmentation", argument_default=argparse.SUPPRESS)
+    group.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="in place of what the config says")
     group = parser.add_argument_group("volumes", argument_default=argparse.SUPPRESS)
     group.add_argument(
         "--recipe", metavar="YAML", help="of the model, where it is given by name: channels, classes, windows"
@@ -191,6 +196,15 @@ def segment(args: argparse.Namespace) -> None:
         write_atomic(args.json, json.dumps(result, indent=2).encode())
 
 
+def dense(args: argparse.Namespace) -> None:
+    from visionssm.engine.openmmlab_command import evaluate
+
+    scores = evaluate(args)
+    print_table(("metric", "value"), list(scores.items()))
+    if args.json:
+        write_atomic(args.json, json.dumps({"model": args.model, "scores": scores}, indent=2).encode())
+
+
 JOBS = {
     "classification": Job(
         classify,
@@ -220,6 +234,8 @@ JOBS = {
             "pictures": None,
         },
     ),
+    "detection": Job(dense, {"pictures": None, "cfg_options": None}),
+    "segmentation": Job(dense, {"pictures": None, "cfg_options": None}),
     "volume": Job(
         segment,
         {
@@ -237,6 +253,8 @@ JOBS = {
 def main() -> None:
     args = parse()
     with user_errors():
+        if args.data is None and task_of(args.model) not in ("detection", "segmentation"):
+            raise UserError(f"say what {args.model} shall be measured on: --data")
         run_job(args, JOBS)
 
 

@@ -1,6 +1,7 @@
-"""Use a trained model as it is for: classify pictures, restore them, or segment volumes.
+"""Use a trained model as it is for: classify pictures, find things in them, restore them, or segment volumes.
 
 python tools/predict.py runs/demo photo.png folder/ "scans/**/*.png" --sheet sheet.png --json predictions.json
+python tools/predict.py runs/demo_detection photo.jpg folder/ --output found --json found.json
 python tools/predict.py runs/demo_restoration photo.jpg folder/ film.mp4 --output restored --tile 192 --compare
 python tools/predict.py mambairv2_light_x2 photo.jpg --output restored --memory 2G --precision bf16
 python tools/predict.py runs/volume_demo scan.nii.gz dicom_folder/ --output labels
@@ -45,16 +46,21 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="run folder, or a model's name, whose registered weights are used")
     parser.add_argument("inputs", nargs="+", help="image files, folders, glob patterns; videos to restore")
-    parser.add_argument("--checkpoint", help="weight file for a model's name")
+    parser.add_argument(
+        "--checkpoint", help="weight file for a model's name, or for a config of detection or segmentation"
+    )
     parser.add_argument("--skip-corrupt", action="store_true", help="name unreadable images and go on")
     group = parser.add_argument_group("classification", argument_default=argparse.SUPPRESS)
     group.add_argument("--top", type=int, help="classes per image (default 3)")
     group.add_argument("--batch-size", type=int, help="images at a time (default 32)")
-    group.add_argument("--json", metavar="FILE", help="write all predictions")
     group.add_argument("--sheet", metavar="PNG", help="write the images with their predictions")
     group.add_argument("--sheet-images", type=int, help="at most so many on the sheet (default 48)")
-    group = parser.add_argument_group("restoration and volumes", argument_default=argparse.SUPPRESS)
-    group.add_argument("--output", metavar="FOLDER", help="where to; a file for a single picture")
+    group = parser.add_argument_group("classification, detection, segmentation", argument_default=argparse.SUPPRESS)
+    group.add_argument("--json", metavar="FILE", help="write all predictions")
+    group = parser.add_argument_group("detection", argument_default=argparse.SUPPRESS)
+    group.add_argument("--threshold", type=float, metavar="SCORE", help="least score that is drawn (default 0.3)")
+    group = parser.add_argument_group("all but classification", argument_default=argparse.SUPPRESS)
+    group.add_argument("--output", metavar="FOLDER", help="where to; a file for a single restored picture")
     group = parser.add_argument_group("restoration", argument_default=argparse.SUPPRESS)
     group.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles, in the input")
     group.add_argument("--overlap", type=int, metavar="PIXELS", help="of the tiles (default 16)")
@@ -198,7 +204,16 @@ def segment(args: argparse.Namespace) -> None:
     print(f"{done} segmented into {', '.join(model.config.data.classes)}, in {args.output}")
 
 
+def find(args: argparse.Namespace) -> None:
+    from visionssm.engine.openmmlab_command import predict  # needs visionssm[openmmlab]
+
+    for line in predict(args):
+        print(line)
+
+
 JOBS = {
+    "detection": Job(find, {"output": None, "json": None, "threshold": 0.3}),
+    "segmentation": Job(find, {"output": None, "json": None, "threshold": 0.0}),
     "classification": Job(classify, {"top": 3, "batch_size": 32, "json": None, "sheet": None, "sheet_images": 48}),
     "restoration": Job(
         restore,

@@ -178,10 +178,14 @@ def export_classifier(
 
 
 def task_of(source: str) -> str:
-    """What a run folder or a model name is for: one of visionssm's tasks.
+    """What a run folder, a model name or a config of MMEngine is for: one of visionssm's tasks, "detection", "segmentation".
 
     Names that visionssm does not know are timm's, so classifiers.
     """
+    if source.endswith(".py"):
+        from visionssm.engine.openmmlab import task_of_config
+
+        return task_of_config(Path(source))
     card = Path(source) / CARD
     if card.is_file():
         try:

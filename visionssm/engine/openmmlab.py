@@ -27,7 +27,19 @@ from visionssm.data.digit_scenes import SceneSettings, write_digit_scenes
 from visionssm.data.errors import DataError, UserError, did_you_mean
 from visionssm.engine.checkpoint import write_atomic
 
-__all__ = ["Task", "load_model", "load_weights", "open_config", "open_runner", "test", "train"]
+__all__ = [
+    "Task",
+    "build_model",
+    "find_model",
+    "load_weights",
+    "move_data",
+    "open_config",
+    "open_runner",
+    "packages",
+    "task_of_config",
+    "test",
+    "train",
+]
 
 Task = Literal["detection", "segmentation"]
 SCOPES = {"detection": "mmdet", "segmentation": "mmseg"}
@@ -328,12 +340,15 @@ def load_weights(model: nn.Module, path: str | Path, *, fine_tune: bool = False)
     return [*shapes, *missing]
 
 
-def load_model(source: str | Path, *, checkpoint: str | Path | None = None) -> tuple[Any, Any, Task]:
-    """A trained detector or segmentor in evaluation mode, its config and its task.
+def find_model(
+    source: str | Path, *, checkpoint: str | Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[Any, Path, Task]:
+    """Config, weights and task of a trained detector or segmentor.
 
     Args:
         source: a run folder, or a config file.
-        checkpoint: the weights for a config file.
+        checkpoint: the weights for a config file; in place of the run's for a folder.
+        overrides: as in `open_config`.
 
     Raises:
         UserError: there is no such thing.
@@ -346,16 +361,33 @@ def load_model(source: str | Path, *, checkpoint: str | Path | None = None) -> t
         task = task_of_config(path)
         if checkpoint is None:
             raise UserError(f"{source} is a config: give its weights, --checkpoint FILE")
-    config = open_config(path, task)
+    return open_config(path, task, overrides), Path(checkpoint), task
+
+
+def build_model(config: Any, task: Task) -> Any:
+    """The model of a config, with random weights.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, init_default_scope
 
     init_default_scope(SCOPES[task])
     try:
-        model = MODELS.build(config.model)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be built: {_line(error)}") from error
-    load_weights(model, checkpoint)
-    return model.eval(), config, task
+        return revert_sync_batchnorm(MODELS.build(config.model))
+    except (ValueError, TypeError, KeyError, AssertionError) as error:
+        raise UserError(f"the config cannot be built: {_line(error)}") from error
+
+
+def move_data(config: Any, root: str | Path) -> None:
+    """Points the test split, and its metric, at another `data_root`."""
+    dataset = config.test_dataloader.dataset
+    old, dataset.data_root = str(dataset.data_root), str(root)
+    evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+    for evaluator in evaluators:
+        if "ann_file" in evaluator:
+            evaluator.ann_file = str(Path(root) / os.path.relpath(evaluator.ann_file, old))
 
 
 def task_of_config(path: Path) -> Task:

@@ -1,16 +1,24 @@
-"""The command line that training a detector and training a segmentor share."""
+"""Command lines of detectors and segmentors: what their two training tools share, and their part in evaluate and predict."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from visionssm.data.errors import UserError
-from visionssm.engine.command_line import print_table, user_errors
-from visionssm.engine.openmmlab import Task, open_config, train
+from PIL import Image
 
-__all__ = ["run"]
+from visionssm.data.classification import CorruptImage
+from visionssm.data.errors import UserError
+from visionssm.engine.checkpoint import write_atomic
+from visionssm.engine.command_line import print_table, user_errors
+from visionssm.engine.openmmlab import Task, find_model, load_weights, move_data, open_config, open_runner, test, train
+from visionssm.engine.openmmlab_pictures import Finder, draw_examples
+from visionssm.engine.prediction import find_images
+
+__all__ = ["evaluate", "predict", "run"]
 
 
 def parse(task: Task, description: str | None) -> argparse.Namespace:
@@ -39,8 +47,7 @@ def run(task: Task, description: str | None) -> str:
         What else there is to print; empty in all processes but the first.
     """
     args = parse(task, description)
-    if args.cpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    _use_cpu(args)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it asks the network for its newest version
     with user_errors():
         config = open_config(args.config, task, [*args.overrides, *args.cfg_options])
@@ -69,3 +76,72 @@ def _autocast(config: object, precision: str) -> None:
     wrapper.type = "AmpOptimWrapper"
     wrapper.dtype = {"bf16": "bfloat16", "fp16": "float16"}[precision]
     wrapper.loss_scale = "dynamic"
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, float]:
+    """What tools/evaluate.py does with a detector or segmentor: its config's test split, by the packages' metrics.
+
+    Raises:
+        UserError: no such run, config or weights; data that is missing or corrupt.
+    """
+    import tempfile
+
+    _use_cpu(args)
+    config, checkpoint, task = find_model(args.model, checkpoint=args.checkpoint, overrides=args.cfg_options or ())
+    if args.data is not None:
+        move_data(config, args.data)
+    if args.precision != "no":
+        raise UserError("--precision: MMEngine evaluates in float32")
+    with tempfile.TemporaryDirectory() as scratch:
+        config.work_dir, config.launcher = scratch, "none"
+        runner = open_runner(config)
+        load_weights(runner.model, checkpoint)
+        scores = test(runner)
+        if args.pictures:
+            draw_examples(runner, task, args.pictures, count=8)
+    return scores
+
+
+def predict(args: argparse.Namespace) -> Iterator[str]:
+    """What tools/predict.py does with a detector or segmentor: pictures with what was found, and JSON or label maps.
+
+    Returns:
+        A line per image, while it goes.
+
+    Raises:
+        UserError: no such run, config, weights or images.
+    """
+    if args.output is None:
+        raise UserError(f"{args.model} finds things in pictures: say where to draw them, --output FOLDER")
+    _use_cpu(args)
+    paths = find_images(args.inputs)
+    config, checkpoint, task = find_model(args.model, checkpoint=args.checkpoint)
+    finder = Finder(config, checkpoint, task)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for path in paths:
+        target = folder / f"{Path(path).stem}.png"
+        if target.exists() and target.resolve() == Path(path).resolve():
+            raise UserError(f"--output {folder} would overwrite {path}; choose another folder")
+        try:
+            picture, result = finder.draw(path, threshold=args.threshold)
+        except CorruptImage as error:
+            if not args.skip_corrupt:
+                raise CorruptImage(f"{error} (--skip-corrupt would skip it)") from error
+            yield f"skipped: {error}"
+            continue
+        picture.save(target)
+        found.append({"image": path, **result.summary})
+        if result.labels is not None:
+            Image.fromarray(result.labels).save(folder / f"{Path(path).stem}_labels.png")
+        yield f"{path} -> {target}: {result.describe()}"
+    if not found:
+        raise UserError("no image could be read")
+    if args.json:
+        write_atomic(args.json, json.dumps(found, indent=2).encode())
+
+
+def _use_cpu(args: argparse.Namespace) -> None:
+    if args.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

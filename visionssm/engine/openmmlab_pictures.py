@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["Instances", "draw_examples", "draw_instances", "draw_labels", "found_instances"]
+from visionssm.data.classification import open_image
+from visionssm.engine.openmmlab import Task, build_model, load_weights
+
+__all__ = ["Finder", "Found", "Instances", "draw_examples", "draw_instances", "draw_labels", "found_instances"]
 
 _SIDE = 384  # smaller pictures are enlarged, so that captions can be read
 
@@ -97,9 +101,83 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequenc
     return _enlarged(np.rint(mixed).astype(np.uint8))[0]
 
 
-def draw_examples(
-    runner: Any, task: Literal["detection", "segmentation"], path: str | Path, *, count: int, threshold: float = 0.3
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was found in one image.
+
+    Args:
+        summary: for JSON.
+        counts: objects, or the share of pixels, by class.
+        labels: (H, W) uint8 class per pixel, of a segmentor.
+    """
+
+    summary: dict[str, Any]
+    counts: dict[str, float]
+    labels: np.ndarray | None = None
+
+    def describe(self) -> str:
+        """The counts in one line."""
+        number = "{} {}" if self.labels is None else "{1} {0:.1%}"
+        return ", ".join(number.format(count, name) for name, count in self.counts.items()) or "nothing"
+
+
+class Finder:
+    """A trained detector or segmentor for image files.
+
+    Args:
+        config: of `open_config`.
+        checkpoint: its weights.
+        task: what it is for.
+    """
+
+    def __init__(self, config: Any, checkpoint: str | Path, task: Task) -> None:
+        from mmengine.dataset import Compose
+        from mmengine.registry import DATASETS
+
+        self.task: Task = task
+        self.model = build_model(config, task).eval()
+        load_weights(self.model, checkpoint)
+        if torch.cuda.is_available():
+            self.model.cuda()
+        dataset = config.test_dataloader.dataset
+        meta = {**getattr(DATASETS.get(dataset.type), "METAINFO", {}), **(dataset.get("metainfo") or {})}
+        self.classes: Sequence[str] = meta["classes"]
+        self.palette = meta.get("palette") or [_colour(i) for i in range(len(self.classes))]
+        self.pipeline = Compose([step for step in dataset.pipeline if step["type"] != "LoadAnnotations"])
+
+    def draw(self, path: str, *, threshold: float) -> tuple[Image.Image, Found]:
+        """The image with what was found in it, and that in figures.
+
+        Args:
+            path: image file.
+            threshold: least score of a detection.
+
+        Raises:
+            CorruptImage: it cannot be read.
+        """
+        from mmengine.dataset import pseudo_collate
+
+        image = np.asarray(open_image(path, path))
+        data = self.pipeline({"img_path": path, "img_id": 0, "reduce_zero_label": False, "seg_fields": []})
+        with torch.no_grad():
+            (sample,) = self.model.test_step(pseudo_collate([data]))
+        if self.task == "segmentation":
+            labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+            share = np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
+            counts = {self.classes[i]: float(share[i]) for i in np.argsort(-share) if share[i]}
+            return draw_labels(image, labels, self.palette), Found(
+                summary={"pixels": counts}, counts=counts, labels=labels
+            )
+        found = found_instances(sample, threshold=threshold)
+        names = [self.classes[int(label)] for label in found.classes]
+        assert found.scores is not None
+        rows = zip(names, found.scores.tolist(), found.boxes.tolist(), strict=True)
+        objects = [{"class": name, "score": score, "box": box} for name, score, box in rows]
+        picture = draw_instances(image, found, self.classes)
+        return picture, Found(summary={"objects": objects}, counts=dict(Counter(names)))
+
+
+def draw_examples(runner: Any, task: Task, path: str | Path, *, count: int, threshold: float = 0.3) -> None:
     """Writes the first images of the test split, ground truth on the left, what the model finds on the right.
 
     Args:
