@@ -164,6 +164,88 @@ def mamba_nd_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tenso
     return {"logits": model.forward_head(last), "embed": embedded, "pooled": pooled, **layers}
 
 
+def u_mamba_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """Logits of every level, and what stem, stages, Mamba layers and decoder steps return."""
+    kept: dict[str, Tensor] = {}
+    encoder, bottom = model.encoder, "bot" in case.variant
+    named = {"stem": encoder.stem}
+    named |= {f"enc{i}": stage for i, stage in enumerate(encoder.stages)}
+    named |= {f"mamba{i}": mixer for i, mixer in enumerate(encoder.mixers)}
+    named |= {f"dec{i}": up for i, up in enumerate(model.decoder.ups)}
+    if bottom:
+        named["mamba0"] = encoder.mixers[-1]
+    hooks = [
+        module.register_forward_hook(lambda _, args, out, n=name: kept.update({n: out}))
+        for name, module in named.items()
+    ]
+    maps = model.decode(x)
+    for hook in hooks:
+        hook.remove()
+    levels = [head(level) for head, level in zip([model.head, *model.further_heads], maps, strict=True)]
+    return {"logits": model(x), **{f"ds{i}": level for i, level in enumerate(levels)}, **kept}
+
+
+def light_m_unet_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """Logits, and what stem, stages, the first Mamba layer, the first widening and decoder steps return."""
+    kept: dict[str, Tensor] = {}
+    encoder = model.encoder
+    named = {"stem": encoder.stem, "mamba0": encoder.stages[0][2].mamba1, "trans1": encoder.stages[1][1]}
+    named |= {f"down{i}": stage for i, stage in enumerate(encoder.stages)}
+    named |= {f"up{i}": up for i, up in enumerate(model.decoder.ups)}
+    hooks = [
+        module.register_forward_hook(lambda _, args, out, n=name: kept.update({n: out}))
+        for name, module in named.items()
+    ]
+    outputs = {"logits": model(x), **kept}
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+def distance_from_float64(case: Case) -> float:
+    """Three times the published code's own distance from float64: instance norms over tiny maps leave no fixed tolerance."""
+    return 3 * case.spec["fp64_max_abs_diff"]
+
+
+def efficient_vim_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """Logits, the stem's and the stages' maps, the first mixer's map, and the state that the last mixer of each stage reads from."""
+    kept: dict[str, Tensor] = {}
+    last = [stage.blocks[-1].mixer for stage in model.stages]
+    hooks = [
+        mixer.register_forward_hook(lambda _, args, out, i=i: kept.update({f"state{i}": out[1].transpose(1, 2)}))
+        for i, mixer in enumerate(last)
+    ]
+    first = model.stages[0].blocks[0].mixer
+    hooks.append(first.register_forward_hook(lambda _, args, out: kept.update(mixer0=out[0].permute(0, 3, 1, 2))))
+    hooks.append(model.stem.register_forward_hook(lambda _, args, out: kept.update(stem=out.permute(0, 3, 1, 2))))
+    outputs = hierarchical(model, x, case)
+    if "feat2" in case.expected and "feat2" not in outputs:
+        outputs["feat2"] = model.forward_intermediates(x, intermediates_only=True)[2]
+    for hook in hooks:
+        hook.remove()
+    return outputs | kept
+
+
+def mobile_mamba_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """Logits, the stem's and the stages' maps, what the first mixer's wide branch and its scan alone return."""
+    kept: dict[str, Tensor] = {}
+    wide = model.stages[0].blocks[0].mixer.wide
+    hooks = [
+        module.register_forward_hook(
+            lambda _, args, out, n=name, d=dims: kept.update({n: out.permute(d) if d else out})
+        )
+        for name, module, dims in (
+            ("stem", model.stem, (0, 3, 1, 2)),
+            ("wte0", wide, None),
+            ("ss2d0", wide.mixer, (0, 3, 1, 2)),
+        )
+    ]
+    outputs = hierarchical(model, x, case)
+    for hook in hooks:
+        hook.remove()
+    return outputs | kept
+
+
 @dataclass(frozen=True)
 class Family:
     """One folder of cases.
@@ -172,14 +254,19 @@ class Family:
         model: registered name for a case.
         options: what `create_model` is given for a case.
         outputs: every checked output of a model for an input; those that a case does not hold are ignored.
-        tolerance: largest absolute difference of logits or images; a function if it depends on the case.
+        tolerance: largest absolute difference of logits or images, a name in `tests.tolerances`; a function if it depends on
+            the case.
+        absolute: how the names of the outputs begin that this holds for.
+        features: largest difference of the other outputs, relative to their own largest value.
         gradients: largest difference of gradients, relative to their norm.
     """
 
     model: Callable[[Case], str]
     options: Callable[[Case], dict[str, Any]] = field(default=lambda case: {})
     outputs: Callable[[nn.Module, Tensor, Case], dict[str, Tensor]] = logits
-    tolerance: str | Callable[[Case], str] = "PUBLISHED_LOGITS"
+    tolerance: str | Callable[[Case], str | float] = "PUBLISHED_LOGITS"
+    absolute: tuple[str, ...] = ("logits", "image")
+    features: str = "PUBLISHED_FEATURES"
     gradients: str = "PUBLISHED_GRADIENTS"
 
 
@@ -200,6 +287,12 @@ FAMILIES = {
     "mair": Family(lambda case: f"mair_{case.variant}", outputs=restored, tolerance="PUBLISHED_IMAGES_AND_VOLUMES"),
     "mamba_nd": Family(lambda case: f"mamba_nd_{case.variant}", outputs=mamba_nd_outputs),
     "mambair": Family(
+    "light_m_unet": Family(
+        lambda case: f"light_m_unet_{case.variant}",
+        outputs=light_m_unet_outputs,
+        tolerance=lambda case: "PUBLISHED_LOGITS" if case.variant == "2d" else "PUBLISHED_IMAGES_AND_VOLUMES",
+        features="PUBLISHED_VOLUME_FEATURES",
+    ),
         lambda case: f"mambair_{case.variant}",
         outputs=restored,
         tolerance=lambda case: "PUBLISHED_UNET_IMAGES" if case.variant == "real_dn" else "PUBLISHED_IMAGES_AND_VOLUMES",
@@ -225,6 +318,12 @@ FAMILIES = {
 
 def stored_part(case: Case, name: str, output: Tensor) -> Tensor:
     """The slice of a full output that the case kept: "[0:1, :8] ..." as text."""
+    "u_mamba": Family(
+        lambda case: f"u_mamba_{case.variant}",
+        outputs=u_mamba_outputs,
+        tolerance=distance_from_float64,
+        absolute=("logits", "ds", "mamba"),
+    ),
     text = case.stored.get(name)
     if text is None:
         return output
@@ -237,8 +336,9 @@ def stored_part(case: Case, name: str, output: Tensor) -> Tensor:
 
 def tolerance(case: Case) -> float:
     """Largest absolute difference of the case's logits or image."""
-    named = FAMILIES[case.family].tolerance
-    return getattr(tolerances, named if isinstance(named, str) else named(case))
+    bound = FAMILIES[case.family].tolerance
+    bound = bound(case) if callable(bound) else bound
+    return getattr(tolerances, bound) if isinstance(bound, str) else bound
 
 
 def torch_weights(case: Case) -> dict[str, Tensor]:

@@ -46,10 +46,11 @@ def test_outputs(case: Case, backend: str) -> None:
     for name, wanted in case.expected.items():
         got = stored_part(case, name, outputs[name]).numpy()
         assert got.shape == wanted.shape, name
-        if name.startswith(("logits", "image")):
+        if name.startswith(family.absolute):
             assert np.abs(got - wanted).max() <= tolerance(case), name
         else:
-            assert np.abs(got - wanted).max() <= tolerances.PUBLISHED_FEATURES * np.abs(wanted).max(), name
+            bound = getattr(tolerances, family.features)
+            assert np.abs(got - wanted).max() <= bound * np.abs(wanted).max(), name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -34,7 +34,8 @@ class SegmentationModel(nn.Module):
         encoder: (B, in_chans, *S) -> list of maps.
         decoder: the input and the encoder's maps -> decoded maps, finest first; says their channels in `channels`.
         head: the finest decoded map to logits.
-        further_heads: the same for the coarser maps, finest first, where a family has them (deep supervision).
+        further_heads: the same for the coarser maps, finest first, where a family's checkpoints have them; frozen, because only
+            deep supervision reads them.
         least: positions that the deepest map must keep (an instance norm needs two).
 
     Raises:
@@ -63,7 +64,7 @@ class SegmentationModel(nn.Module):
         self.encoder: Any = encoder
         self.decoder: Any = decoder
         self.head: Any = head
-        self.further_heads = nn.ModuleList(further_heads)
+        self.further_heads = nn.ModuleList(further_heads).requires_grad_(False)
 
     def decode(self, x: Tensor) -> list[Tensor]:
         """(B, in_chans, *S), padded -> decoded maps, finest first; `head` makes logits of the first."""

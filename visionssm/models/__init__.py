@@ -3,6 +3,7 @@
 from . import (  # noqa: F401
     efficient_vmamba,
     group_mamba,
+    light_m_unet,
     local_vim,
     local_vmamba,
     mair,
@@ -13,6 +14,7 @@ from . import (  # noqa: F401
     plain_mamba,
     segmamba,
     spatial_mamba,
+    u_mamba,
     vim,
     vmamba,
 )

@@ -55,6 +55,7 @@ _PLAIN = "ChenhongyiYang/PlainMamba@0975a1d README"
 _EFFICIENT = "TerryPei/EfficientVMamba@0bc5ee2 README"
 _GROUP = "Amshaker/GroupMamba@c1800ed README"
 _ND = "jacklishufan/Mamba-ND@4f70284 README"
+_UMAMBA = "bowang-lab/U-Mamba@28459e3; arXiv 2401.04722"
 _NO_FLOPS = "the repository prints no FLOPs"
 _SPATIAL = "EdwardChasel/Spatial-Mamba@71221eb README"
 _DRIVE = "Google Drive only, which a program cannot fetch from: download the file by hand"
@@ -86,6 +87,11 @@ def _spatial(top1: float, params: str, flops: str, drop_path: float) -> Reported
 def _msvmamba(top1: float, flops: str, drop_path: float, *, differ: str = "") -> Reported:
     source = "YuHengsss/MSVMamba README (arXiv 2405.14174)"
     return Reported(source=source, top1=top1, flops=flops, drop_path=drop_path, flops_differ=differ)
+
+
+def _u_mamba(figures: str) -> Reported:
+    note = f"reported for networks that nnU-Net's planner sizes for each data set, larger than this one: {figures}"
+    return Reported(source=_UMAMBA, weights="never released by the authors", note=note)
 
 
 def _efficient(top1: float, params: str, flops: str) -> Reported:
@@ -152,6 +158,18 @@ REPORTED: dict[str, Reported] = {
     ),
     "msvmamba_v3_small": _msvmamba(84.1, "8.8G", 0.4),
     "msvmamba_v3_base": _msvmamba(84.4, "16.3G", 0.5),
+    "light_m_unet_2d": Reported(
+        source="MrBlankness/LightM-UNet@6b72e27", params="1M", weights="never released by the authors",
+        note="the published code builds five times the parameters that its README prints; figures are in a picture only",
+    ),
+    "light_m_unet_3d": Reported(
+        source="MrBlankness/LightM-UNet@6b72e27", params="1M", weights="never released by the authors",
+        note="the published code builds five times the parameters that its README prints; figures are in a picture only",
+    ),
+    "u_mamba_bot_2d": _u_mamba("Dice 0.654 (endoscopy), F1 0.539 (microscopy)"),
+    "u_mamba_enc_2d": _u_mamba("Dice 0.630 (endoscopy), F1 0.561 (microscopy)"),
+    "u_mamba_bot_3d": _u_mamba("Dice 0.868 (abdominal CT), 0.845 (abdominal MR)"),
+    "u_mamba_enc_3d": _u_mamba("Dice 0.864 (abdominal CT), 0.850 (abdominal MR)"),
     "segmamba_brats2023": Reported(
         source="ge-xing/SegMamba@cff3597", params="67.4M", weights="never released by the authors",
         note="Dice reported for BraTS2023 (arXiv 2401.13560): WT 93.61, TC 92.65, ET 87.71",

@@ -1,0 +1,252 @@
+"""Every segmentation network: sizes, refusals, training, how it leaves Python; then what is U-Mamba's and LightM-UNet's own."""
+
+import io
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import visionssm
+from tests.parity.cases import load_cases
+from tests.parity.families import HERE, torch_weights
+from tests.tolerances import TOLERANCES
+from visionssm.analysis import count_operations
+from visionssm.checkpoints import CheckpointError
+from visionssm.models.u_mamba import ChannelMamba, PositionMamba
+
+TOLERANCE = TOLERANCES[torch.float32]
+NANO = visionssm.list_models("*_nano", "volume")
+SMALL = {  # fewer channels and stages, to be quick
+    "segmamba_nano": {"dims": (4, 8), "depths": (1, 1), "d_state": 2},
+    "u_mamba_nano": {"dims": (4, 8, 8), "depth": 1, "d_state": 2},
+    "light_m_unet_nano": {"dim": 8, "d_state": 2},
+}
+PARAMETERS = {
+    "u_mamba_bot_2d": 2_816_629,
+    "u_mamba_enc_2d": 2_443_893,
+    "u_mamba_bot_3d": 7_325_802,
+    "light_m_unet_2d": 5_011_765,
+    "light_m_unet_3d": 5_015_766,
+}
+
+
+def small(name: str, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return visionssm.create_model(name, **{**SMALL[name], **options}).eval()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_number_of_parameters(name: str) -> None:
+    with torch.device("meta"):
+        model = visionssm.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+# --- every network ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NANO)
+@pytest.mark.parametrize("size", [(5, 6, 9), (7, 12)])
+def test_any_size_is_a_padded_one_that_is_cropped(name: str, size: tuple[int, ...]) -> None:
+    model = small(name, spatial_dims=len(size), in_chans=2, num_classes=3)
+    x = torch.randn(2, 2, *size)
+    inside = (..., *(slice(side) for side in size))
+    padded = torch.zeros(2, 2, *(side + -side % s for side, s in zip(size, model.strides, strict=True)))
+    padded[inside] = x
+    with torch.no_grad():
+        logits = model(x)
+        assert logits.shape == (2, 3, *size)
+        torch.testing.assert_close(logits, model(padded)[inside], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_inputs_that_are_refused(name: str) -> None:
+    for shape in ((1, 3, 8, 8, 8), (1, 8, 8), (1, 1, 8, 8)):
+        with pytest.raises(ValueError, match=r"takes \(B, 1, D, H, W\), got"):
+            small(name)(torch.zeros(shape))
+    for options, message in (({"spatial_dims": 4}, "2 or 3, got 4"), ({"scan": "nd_2d"}, "rank")):
+        with pytest.raises(ValueError, match=message):
+            small(name, **options)
+    with pytest.raises(TypeError):
+        small(name, dimensions=3)
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_the_scan_matters_and_is_exchangeable(name: str) -> None:
+    x = torch.randn(1, 1, 8, 8, 8)
+    default, other = small(name), small(name, scan={"name": "axes", "orders": ["hwd_flip"], "ndim": 3})
+    with torch.no_grad():
+        assert (default(x) - other(x)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_every_parameter_learns_and_checkpointing_changes_nothing(name: str) -> None:
+    """All but the further heads, which are frozen until deep supervision reads them."""
+    model, x = small(name).train(), torch.randn(1, 1, 8, 8, 8)
+    gradients = []
+    for enabled in (False, True):
+        model.set_grad_checkpointing(enabled)
+        model.zero_grad()
+        model(x).square().mean().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    frozen = {n for n, _ in model.named_parameters()} - set(gradients[0])
+    assert all(n.startswith("further_heads.") for n in frozen)
+    for n, gradient in gradients[0].items():
+        assert gradient is not None, n
+        torch.testing.assert_close(gradients[1][n], gradient, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_script_trace_save(name: str) -> None:
+    model, x = small(name), torch.randn(1, 1, 7, 8, 9)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes are fixed in a trace
+        wanted = model(x)
+        for made in (torch.jit.script(model), torch.jit.trace(model, x, check_trace=False)):
+            file = io.BytesIO()
+            torch.jit.save(made, file)
+            file.seek(0)
+            torch.testing.assert_close(torch.jit.load(file)(x), wanted, **TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NANO)
+def test_export_of_any_number_of_planes(name: str) -> None:
+    model, x = small(name), torch.randn(1, 1, 8, 8, 12)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own while exporting
+        shapes = ({2: 4 * Dim("planes", min=2, max=16)},)
+        program = torch.export.export(model, (x,), dynamic_shapes=shapes, strict=False)
+        other = torch.randn(1, 1, 16, 8, 12)
+        torch.testing.assert_close(program.module()(other), model(other), **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_weights_that_are_not_there_and_that_do_not_fit(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no weights of {name}"):
+        visionssm.create_model(name, pretrained=True)
+    state = dict(small(name).state_dict())
+    visionssm.load_official(small(name), state)
+    state.pop("encoder.stages.0.0.conv1.weight", None)
+    state.pop(next(iter(state)))
+    with pytest.raises(CheckpointError, match="missing"):
+        visionssm.load_official(small(name), state)
+
+
+# --- U-Mamba ----------------------------------------------------------------------------------------------------
+
+
+def mixers(model: nn.Module) -> list[int]:
+    """Per stage: 0 for none, 1 for positions, the width of a token for channels."""
+    kinds = {nn.Identity: lambda m: 0, PositionMamba: lambda m: 1, ChannelMamba: lambda m: m.norm.weight.numel()}
+    return [kinds[type(mixer)](mixer) for mixer in model.encoder.mixers]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [1, 1, 1]),
+        ({"mamba": "bottom"}, [0, 0, 1]),
+        ({"mamba": "bottom", "img_size": 8}, [0, 0, 1]),  # roles are swapped along the encoder only
+        ({"spatial_dims": 2}, [1, 0, 1]),
+        ({"spatial_dims": 2, "dims": (4, 8, 8, 16), "strides": (1, 2, 2, 2), "kernel_sizes": (3,) * 4}, [0, 1, 0, 1]),
+        ({"img_size": 8}, [1, 1, 8]),
+        ({"img_size": (8, 8, 12)}, [1, 1, 1]),
+        ({"spatial_dims": 2, "img_size": (8, 4)}, [1, 0, 2]),
+    ],
+)
+def test_which_stages_scan_what(options: dict, expected: list[int]) -> None:
+    assert mixers(small("u_mamba_nano", **options)) == expected
+
+
+def test_channels_as_tokens_take_one_size_only() -> None:
+    model = small("u_mamba_nano", img_size=(8, 4), spatial_dims=2)
+    with torch.no_grad():
+        assert model(torch.randn(2, 1, 8, 4)).shape == (2, 2, 8, 4)
+    with pytest.raises(ValueError, match=r"img_size=\(8, 4\), got \(4, 8\); img_size=None takes any size"):
+        model(torch.zeros(1, 1, 4, 8))
+    state = small("u_mamba_nano", img_size=8).state_dict()
+    with pytest.raises(CheckpointError, match=r"mixers\.2\.norm\.weight: file \(8,\), model \(1,\)"):
+        visionssm.load_official(small("u_mamba_nano", img_size=4), state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mamba": "everywhere"}, "'bottom' or 'encoder', got 'everywhere'"),
+        ({"strides": (2, 2, 2)}, "the first of strides must be 1"),
+        ({"strides": (1, 2)}, "one entry per stage"),
+        ({"strides": (1, (2, 2), 2)}, r"strides must be sides of at least 1, one or 3 of them, got \(2, 2\)"),
+        ({"img_size": 10}, r"multiples of \(4, 4, 4\), got \(10, 10, 10\)"),
+        ({"scan": ["raster"]}, "scan lists 1 orders, but the model has 3 layers"),
+    ],
+)
+def test_plans_that_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small("u_mamba_nano", **options)
+
+
+def test_too_small_for_an_instance_norm() -> None:
+    model = small("u_mamba_nano", strides=(1, (1, 2, 2), 2))
+    with pytest.raises(ValueError, match=r"too small.*\(2, 4, 4\) times smaller.*2 positions"):
+        model(torch.zeros(1, 1, 2, 4, 4))
+    with torch.no_grad():
+        assert model(torch.zeros(1, 1, 3, 4, 4)).shape == (1, 2, 3, 4, 4)
+
+
+def test_a_plan_of_the_paper() -> None:
+    """Abdominal CT: six stages, the thin axis spared at first; residual blocks as the published class counts them."""
+    with torch.device("meta"):
+        model = visionssm.create_model(
+            "u_mamba_bot_3d",
+            dims=(32, 64, 128, 256, 320, 320),
+            strides=(1, (1, 2, 2), 2, 2, 2, (1, 2, 2)),
+            kernel_sizes=((1, 3, 3), 3, 3, 3, 3, 3),
+        )
+    assert model.strides == [8, 32, 32]
+    assert [len(stage) for stage in model.encoder.stages] == [2, 2, 2, 1, 1, 1]
+    assert [len(up.blocks) for up in model.decoder.ups] == [2, 2, 2, 1, 1]
+    assert count_operations(model, (1, 40, 224, 192)).macs > 0
+
+
+def test_upsampling_after_the_convolution_is_upsampling_before_it() -> None:
+    up = small("u_mamba_nano").decoder.ups[0]
+    x, skip = torch.randn(1, 8, 2, 3, 4), torch.randn(1, 8, 4, 6, 8)
+    with torch.no_grad():
+        published = up.blocks(torch.cat([up.conv(up.resize(x)), skip], 1))
+        torch.testing.assert_close(up(x, skip), published, **TOLERANCE)
+
+
+def test_an_nnunet_file_and_one_of_another_kind() -> None:
+    case = next(case for case in load_cases(HERE / "u_mamba" / "bot_2d.json") if case.name == "grad")
+    weights = torch_weights(case)
+    model = visionssm.create_model("u_mamba_bot_2d")
+    visionssm.load_official(model, {"network_weights": weights, "current_epoch": 3})
+    assert torch.equal(model.head.weight, weights["decoder.seg_layers.2.weight"])
+    assert torch.equal(model.further_heads[1].bias, weights["decoder.seg_layers.0.bias"])
+    with pytest.raises(CheckpointError, match=r"encoder\.mixers\.1"):
+        visionssm.load_official(visionssm.create_model("u_mamba_enc_2d"), weights)
+
+
+# --- LightM-UNet ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 12}, "multiple of 8, got 12"),
+        ({"up_depths": (1,)}, "one entry less"),
+        ({"depths": (1,), "up_depths": ()}, "two stages or more"),
+        ({"scan": ["raster"] * 7}, "the model has 8 layers"),
+    ],
+)
+def test_configurations_that_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small("light_m_unet_nano", **options)
+
+
+def test_one_position_at_the_bottom_is_enough() -> None:
+    with torch.no_grad():
+        assert small("light_m_unet_nano")(torch.zeros(1, 1, 1, 4, 3)).shape == (1, 2, 1, 4, 3)
