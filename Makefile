@@ -7,10 +7,12 @@ BIN    := $(VENV)/bin
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-gpu lint format bench bench-kernels snapshots constraints clean
+.PHONY: help demo demo-detection demo-segmentation test test-fast test-gpu lint format bench bench-kernels snapshots constraints clean
 
 help:
 	@echo "make demo           train and evaluate a small model on scikit-learn's digits (no download)"
+	@echo "make demo-detection, make demo-segmentation"
+	@echo "                    train a small Mask R-CNN or UperNet on digits drawn on photographs (no download)"
 	@echo "make test           the whole test suite, without the tests that need a GPU or a network"
 	@echo "make test-fast      the same without the slow tests"
 	@echo "make test-gpu       the tests that need a GPU"
@@ -39,14 +41,23 @@ $(BIN)/.demo: $(BIN)/uv pyproject.toml constraints.txt
 	$(INSTALL) '.[train]'
 	@touch $@
 
-$(BIN)/.dev: $(BIN)/uv pyproject.toml constraints.txt
+# mmcv's operators are compiled against the torch that is installed, so after it: once, then from the user's cache.
+$(BIN)/.dev: $(BIN)/uv pyproject.toml constraints.txt dev/build_mmcv.py
 	$(INSTALL) '.[train,medical,export,dev]'
+	$(BIN)/python dev/build_mmcv.py
+	$(INSTALL) '.[train,openmmlab,medical,export,dev]'
 	@touch $@ $(BIN)/.demo
 
 # Jobs
 
 demo: $(BIN)/.demo
 	$(BIN)/python tools/train_classification.py configs/classification/digits_demo.yaml
+
+demo-detection: $(BIN)/.dev
+	$(BIN)/python tools/train_detection.py configs/detection/demo_mask_rcnn_vmamba_nano.py
+
+demo-segmentation: $(BIN)/.dev
+	$(BIN)/python tools/train_segmentation.py configs/segmentation/demo_upernet_vmamba_nano.py
 
 # One thread per worker: the workers already fill the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --maxprocesses=8
