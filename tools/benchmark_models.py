@@ -1,10 +1,12 @@
-"""Time models of visionssm and of timm in one run, in turn: throughput, latency, memory, parameters, operations.
+"""Time models of visionssm, timm and MONAI in one run, in turn: throughput, latency, memory, parameters, operations.
 
 python tools/benchmark_models.py vim_tiny "vmamba_*_tiny" --resolutions 224 384 512 768 1024 1248
 python tools/benchmark_models.py vim_tiny --device cuda --precision bfloat16 --batch 64 --modes inference training
-python tools/benchmark_models.py --targets        one image of 224, float32, CPU, against the loop over the scan's steps
+python tools/benchmark_models.py segmamba_brats2023 --resolutions 64 96 128 --modes inference training checkpointed
+python tools/benchmark_models.py --targets        one image, float32, CPU, against the loop over the scan's steps; 1 training step
 
-The baselines swin_tiny, convnext_tiny, deit_tiny, deit_small and mambaout_tiny run along unless --no-baselines is given.
+The baselines swin_tiny, convnext_tiny, deit_tiny, deit_small and mambaout_tiny run along with classifiers, MONAI's swin_unetr
+(feature size 48) and segresnet (16 filters, as for BraTS) with networks for volumes, unless --no-baselines is given.
 """
 
 from __future__ import annotations
@@ -12,14 +14,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+import visionssm
 from visionssm.analysis import CONVENTIONS
-from visionssm.analysis.speed import BASELINES, MODES, Setting, limit_memory, measure, resolve_models
+from visionssm.analysis.baselines import fitting_baselines
+from visionssm.analysis.speed import MODES, Mode, Result, Setting, limit_memory, measure, resolve_models
 from visionssm.analysis.speed_report import (
-    LOOP_TARGETS,
+    TARGETS,
     chosen_modes,
     loop_ratios,
     to_csv,
@@ -46,7 +51,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--loop", action="store_true", help="also run visionssm's models with the per-step loop")
     parser.add_argument(
-        "--targets", action="store_true", help="only the models with a target against the per-step loop"
+        "--targets",
+        action="store_true",
+        help="only what has a target: loops over steps and training steps take minutes",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -56,7 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--channels-last", action="store_true", help="memory format of images and convolutions")
     parser.add_argument("--compile", action="store_true", help="run everything through torch.compile")
     parser.add_argument(
-        "--batch", type=positive, default=8, help="images per pass of inference and training (default 8)"
+        "--batch", type=positive, help="images per pass of inference and training (default 8; volumes and targets: 1)"
     )
     parser.add_argument("--repetitions", type=positive, default=5)
     parser.add_argument("--warmup", type=positive, default=2)
@@ -65,31 +72,33 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plots", metavar="FOLDER", type=Path, help="PNG files; needs matplotlib")
     args = parser.parse_args(arguments)
     if args.targets:
-        args.models, args.no_baselines, args.loop = list(LOOP_TARGETS), True, True
-        args.resolutions, args.modes, args.device, args.precision = [224], ["latency"], "cpu", "float32"
-    if not args.models and args.no_baselines:
+        args.no_baselines, args.device, args.precision = True, "cpu", "float32"
+    elif not args.models and args.no_baselines:
         parser.error("name at least one model")
     return args
 
 
 def main() -> None:
     args = parse()
+    volumes = set(visionssm.list_models(task="volume"))
+    batch = args.batch or (1 if args.targets or volumes & set(args.models) else 8)
     setting = Setting(
         device=args.device, precision=args.precision, tf32=args.tf32, channels_last=args.channels_last, compile=args.compile,
-        batch=args.batch, repetitions=args.repetitions, warmup=args.warmup,
+        batch=batch, repetitions=args.repetitions, warmup=args.warmup,
     )  # fmt: skip
+
+    def run(names: Sequence[str], resolutions: Sequence[int], modes: Sequence[Mode]) -> list[Result]:
+        return measure(names, resolutions, modes, setting, report=lambda line: print(line, file=sys.stderr, flush=True))
+
     try:
-        names = resolve_models([*([] if args.no_baselines else BASELINES), *args.models])
         if args.device == "cpu":
             limit_memory()
-        modes = chosen_modes(args.modes, loop=args.loop)
-        results = measure(
-            names,
-            args.resolutions,
-            modes,
-            setting,
-            report=lambda line: print(line, file=sys.stderr, flush=True),
-        )
+        if args.targets:
+            results = [r for target in TARGETS for r in run(target.models, [target.resolution], target.modes)]
+        else:
+            named = resolve_models(args.models)
+            names = resolve_models([*([] if args.no_baselines else fitting_baselines(named)), *named])
+            results = run(names, args.resolutions, chosen_modes(args.modes, loop=args.loop))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print(
@@ -97,10 +106,10 @@ def main() -> None:
     )
     print(to_table(results))
     print(f"MACs: {CONVENTIONS['macs']}.\nFLOPs: {CONVENTIONS['papers']}.")
-    for model, resolution, ratio in loop_ratios(results):
-        target = LOOP_TARGETS.get(model) if args.targets else None
-        verdict = "" if target is None else f" (target {target:.0f}: {'met' if ratio >= target else 'MISSED'})"
-        print(f"{model} at {resolution}: {ratio:.1f} times as fast as with the per-step loop{verdict}")
+    for target in TARGETS if args.targets else ():
+        print(*target.verdicts(results), sep="\n")
+    for model, resolution, ratio in () if args.targets else loop_ratios(results):
+        print(f"{model} at {resolution}: {ratio:.1f} times as fast as with the per-step loop")
     if args.json:
         command = f"python tools/benchmark_models.py {shlex.join(sys.argv[1:])}"
         args.json.write_text(to_json(results, setting, command))

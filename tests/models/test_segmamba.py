@@ -17,6 +17,7 @@ from tests.parity.families import FAMILIES, HERE, torch_weights
 from tests.parity.fill import make_input
 from tests.tolerances import TOLERANCES
 from visionssm.checkpoints import CheckpointError, convert
+from visionssm.engine.tiling import LiveBytes
 
 TOLERANCE = TOLERANCES[torch.float32]
 NANO = {"dims": (4, 8), "depths": (1, 1), "d_state": 4}
@@ -129,6 +130,23 @@ def test_every_parameter_learns_and_checkpointing_changes_nothing() -> None:
     for name, gradient in gradients[0].items():
         assert gradient is not None, name
         torch.testing.assert_close(gradients[1][name], gradient, **TOLERANCE)
+
+
+def test_checkpointing_halves_the_activations() -> None:
+    """The published proportions; what is held after the forward pass, and the peak of a training step."""
+    model, x = nano(dims=(6, 12, 24, 48), depths=(2, 2, 2, 2), d_state=16).train(), torch.randn(1, 1, 32, 32, 32)
+    model(x).square().mean().backward()  # tables and kernels are made once, and the gradients are there
+    held, peak = [], []
+    for enabled in (False, True):
+        model.set_grad_checkpointing(enabled)
+        known = [x, *model.parameters(), *(parameter.grad for parameter in model.parameters())]
+        with LiveBytes(known) as memory:
+            loss = model(x).square().mean()
+            held.append(memory.live)
+            loss.backward()
+        peak.append(memory.peak)
+    assert held[1] < held[0] / 3
+    assert peak[1] < peak[0] / 2
 
 
 def test_script_trace_save() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from visionssm.analysis import speed, speed_report
-from visionssm.analysis.speed import BASELINES, Result, Setting, measure, resolve_models
+from visionssm.analysis.baselines import BASELINES, VOLUME_BASELINES, fitting_baselines
+from visionssm.analysis.speed import Result, Setting, measure, resolve_models
 
 ROOT = Path(__file__).parents[2]
 QUICK = Setting(batch=2, repetitions=2, warmup=1)
@@ -66,6 +67,48 @@ def test_the_loop_runs_the_loop_and_models_take_turns(monkeypatch: pytest.Monkey
     first, then = [name for name, _ in seen[:6]], [name for name, _ in seen[6:]]
     assert first == ["vim_nano"] * 3 + ["vmamba_nano"] * 3  # a warm-up, one for the memory, the first that counts
     assert then == ["vim_nano", "vmamba_nano"]
+
+
+def test_baselines_are_those_of_the_task() -> None:
+    assert fitting_baselines([]) == fitting_baselines(["vim_tiny", "mambair_light_x2"]) == list(BASELINES)
+    assert fitting_baselines(["segmamba_nano"]) == list(VOLUME_BASELINES)
+    assert fitting_baselines(["mambair_light_x2"]) == []
+    assert resolve_models(["segresnet"]) == ["segresnet"]
+
+
+def test_volumes_beside_monai(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VOLUME_BASELINES, "segresnet", ("SegResNet", {"init_filters": 8}))
+    setting = Setting(batch=1, repetitions=1, warmup=1)
+    done = measure(["segmamba_nano", "segresnet"], [16], ["inference", "training", "checkpointed"], setting)
+    assert [(r.model, r.mode, r.problem) for r in done] == [
+        ("segmamba_nano", "inference", ""),
+        ("segresnet", "inference", ""),
+        ("segmamba_nano", "training", ""),
+        ("segresnet", "training", ""),
+        ("segmamba_nano", "checkpointed", ""),
+    ]
+    assert all(r.seconds and r.macs for r in done)
+
+
+@pytest.mark.slow
+def test_the_baselines_for_volumes_are_built_and_counted() -> None:
+    for name in VOLUME_BASELINES:
+        result = speed._build(name, 64, QUICK).result
+        assert not result.problem
+        assert 4e6 < result.parameters < 7e7
+        assert 1e10 < result.macs < 1e12
+
+
+def test_what_is_said_of_targets() -> None:
+    target = speed_report.Target(model="a", resolution=64, loop=8, beside="b", times=2, train=True)
+    seconds = {("a", "latency"): 3.0, ("b", "latency"): 2.0, ("a", "loop"): 21.0, ("a", "training"): 9.0}
+    results = [Result(model=m, mode=mode, resolution=64, batch=1, seconds=s) for (m, mode), s in seconds.items()]
+    assert target.verdicts(results) == [
+        "a at 64: 7.0 times as fast as with the per-step loop (target 8: MISSED)",
+        "a at 64 beside b: 1.50 times its time (target at most 2: met)",
+        "a at 64, a training step: 9.0 s",
+    ]
+    assert target.verdicts(results[1:]) == ["a at 64: not measured"]
 
 
 def test_what_cannot_run_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

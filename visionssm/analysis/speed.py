@@ -1,4 +1,4 @@
-"""Speed and memory of models of this package and of timm, in one run and in turn, so that a busy machine hits all alike."""
+"""Speed and memory of models of this package, of timm and of MONAI, in one run and in turn: a busy machine hits all alike."""
 
 from __future__ import annotations
 
@@ -25,30 +25,18 @@ from visionssm.models import pretrained_cfg
 from visionssm.models.reported import REPORTED
 from visionssm_kernels import backends, use_backend
 
+from .baselines import BASELINES, REPORTED_BY_TIMM, VOLUME_BASELINES, VOLUME_CHANNELS, build_volume_baseline
 from .flops import count_operations, count_parameters
 
-__all__ = ["BASELINES", "MODES", "Mode", "Result", "Setting", "limit_memory", "measure", "resolve_models"]
+__all__ = ["MODES", "Mode", "Result", "Setting", "limit_memory", "measure", "resolve_models"]
 
-Mode = Literal["latency", "inference", "training", "loop"]
+Mode = Literal["latency", "inference", "training", "checkpointed", "loop"]
 MODES: dict[str, str] = {
     "latency": "one forward pass of one image, no gradients",
     "inference": "one forward pass of a batch, no gradients",
     "training": "forward and backward pass of a batch, gradients of all parameters, no optimiser",
+    "checkpointed": "as training, with gradient checkpointing",
     "loop": "as latency, with the scan as mamba_ssm's loop over steps (backend 'loop')",
-}
-BASELINES = {
-    "swin_tiny": "swin_tiny_patch4_window7_224",
-    "convnext_tiny": "convnext_tiny",
-    "deit_tiny": "deit_tiny_patch16_224",
-    "deit_small": "deit_small_patch16_224",
-    "mambaout_tiny": "mambaout_tiny",
-}
-REPORTED_BY_TIMM = {  # top-1 of the baselines at 224 in their papers, without distillation
-    "swin_tiny_patch4_window7_224": 81.3,
-    "convnext_tiny": 82.1,
-    "deit_tiny_patch16_224": 72.2,
-    "deit_small_patch16_224": 79.8,
-    "mambaout_tiny": 82.7,
 }
 _MEMORY_WORDS = (
     "not enough memory",
@@ -150,10 +138,11 @@ def resolve_models(names: Sequence[str]) -> list[str]:
             if not matches:
                 raise ValueError(f"no model of visionssm fits {name!r}")
             found += matches
-        elif name in ours or timm.is_model(name):
+        elif name in ours or name in VOLUME_BASELINES or timm.is_model(name):
             found.append(name)
         else:
-            close = difflib.get_close_matches(name, [*ours, *BASELINES, *timm.list_models()], n=3)
+            known = [*ours, *BASELINES, *VOLUME_BASELINES, *timm.list_models()]
+            close = difflib.get_close_matches(name, known, n=3)
             raise ValueError(f"unknown model {name!r}" + (f": did you mean {' or '.join(close)}?" if close else ""))
     return list(dict.fromkeys(found))
 
@@ -174,7 +163,7 @@ def measure(
     Args:
         models: full names, see `resolve_models`.
         resolutions: sides of square images or cubes.
-        modes: of `MODES`; "loop" is for this package's models, others are left out of it.
+        modes: of `MODES`; "loop" is for this package's models, "checkpointed" for those that can; others are left out of it.
         setting: how.
         report: told what is being done.
 
@@ -197,7 +186,8 @@ def measure(
                 report(f"{mode} at {resolution}")
                 contestants = {}
                 for name, subject in subjects.items():
-                    if mode == "loop" and name not in ours:
+                    able = subject.model is None or hasattr(subject.model, "set_grad_checkpointing")
+                    if (mode == "loop" and name not in ours) or (mode == "checkpointed" and not able):
                         continue
                     result = replace(
                         subject.result, mode=mode, batch=1 if mode in ("latency", "loop") else setting.batch
@@ -230,22 +220,25 @@ class _Subject:
 
 
 def _build(name: str, resolution: int, setting: Setting) -> _Subject:
-    is_ours = name in visionssm.list_models()
-    cfg = pretrained_cfg(name) if is_ours else get_pretrained_cfg(name)
-    assert cfg is not None
-    size = (cfg.input_size[0], *[resolution] * (len(cfg.input_size) - 1))
+    ours, monais = name in visionssm.list_models(), name in VOLUME_BASELINES
+    cfg = pretrained_cfg(name) if ours else None if monais else get_pretrained_cfg(name)
+    shape = (VOLUME_CHANNELS, 0, 0, 0) if cfg is None else cfg.input_size
+    size = (shape[0], *[resolution] * (len(shape) - 1))
     top1 = REPORTED[name].top1 if name in REPORTED else REPORTED_BY_TIMM.get(name)
     result = Result(model=name, mode="latency", resolution=resolution, batch=1, top1=top1)
-    options: dict[str, Any] = {"img_size": resolution} if cfg.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": resolution} if cfg is not None and cfg.fixed_input_size else {}
     try:
-        model = visionssm.create_model(name, **options) if is_ours else timm.create_model(name, **options)
+        if monais:
+            model = build_volume_baseline(name)
+        else:
+            model = visionssm.create_model(name, **options) if ours else timm.create_model(name, **options)
         operations = count_operations(model, size)
         result = replace(result, parameters=count_parameters(model), macs=operations.macs, flops=operations.papers)
         model = model.to(setting.device)
         if setting.channels_last and len(size) == 3:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         run = torch.compile(model) if setting.compile else model
-    except (ValueError, RuntimeError, AssertionError, MemoryError) as error:
+    except (ValueError, RuntimeError, AssertionError, MemoryError, ModuleNotFoundError) as error:
         return _Subject(replace(result, problem=_reason(error)))
     return _Subject(result, model, run, size)
 
@@ -253,8 +246,10 @@ def _build(name: str, resolution: int, setting: Setting) -> _Subject:
 def _one_pass(subject: _Subject, image: torch.Tensor, mode: Mode, setting: Setting) -> None:
     assert subject.model is not None
     assert subject.run is not None
-    training = mode == "training"
+    training = mode in ("training", "checkpointed")
     subject.model.train(training)
+    if hasattr(subject.model, "set_grad_checkpointing"):
+        subject.model.set_grad_checkpointing(mode == "checkpointed")  # pyright: ignore[reportCallIssue]
     half = _HALF.get(setting.precision)
     autocast = torch.autocast(image.device.type, dtype=half) if half else contextlib.nullcontext()
     with autocast, torch.set_grad_enabled(training), use_backend("loop" if mode == "loop" else "auto"):

@@ -6,18 +6,74 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from .speed import MODES, Mode, Result, Setting
 
-__all__ = ["LOOP_TARGETS", "chosen_modes", "loop_ratios", "to_csv", "to_json", "to_plots", "to_table"]
+__all__ = ["TARGETS", "Target", "chosen_modes", "loop_ratios", "to_csv", "to_json", "to_plots", "to_table"]
 
-LOOP_TARGETS = {
-    "vim_tiny": 12.0,
-    "vmamba_v0_tiny": 20.0,
-}  # times as fast as the loop: one image of 224, float32, CPU
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a model is to reach on the CPU, in float32, with one image at a time.
+
+    Args:
+        model, resolution: what is measured.
+        loop: how many times as fast as with the per-step loop.
+        beside: a baseline that runs along.
+        times: at most so many times the time of that baseline.
+        train: time a training step, too.
+    """
+
+    model: str
+    resolution: int
+    loop: float
+    beside: str | None = None
+    times: float = 1.0
+    train: bool = False
+
+    @property
+    def models(self) -> list[str]:
+        """What runs in turn."""
+        return [self.model, *([self.beside] if self.beside else [])]
+
+    @property
+    def modes(self) -> list[Mode]:
+        """What is measured."""
+        return ["latency", *(["training"] if self.train else []), "loop"]
+
+    def verdicts(self, results: Sequence[Result]) -> list[str]:
+        """A line per claim; what could not be measured says so."""
+        seconds = {(r.model, r.mode): r.seconds for r in results if r.resolution == self.resolution}
+        name = f"{self.model} at {self.resolution}"
+        own, loop = seconds.get((self.model, "latency")), seconds.get((self.model, "loop"))
+        if not own or not loop:
+            return [f"{name}: not measured"]
+        ratio = loop / own
+        lines = [
+            f"{name}: {ratio:.1f} times as fast as with the per-step loop (target {self.loop:.0f}: "
+            f"{'met' if ratio >= self.loop else 'MISSED'})"
+        ]
+        if self.beside:
+            other = seconds.get((self.beside, "latency"))
+            share = own / other if other else None
+            verdict = "not measured" if share is None else f"{share:.2f} times its time"
+            met = "" if share is None else f": {'met' if share <= self.times else 'MISSED'}"
+            lines.append(f"{name} beside {self.beside}: {verdict} (target at most {self.times:.0f}{met})")
+        if self.train:
+            step = seconds.get((self.model, "training"))
+            lines.append(f"{name}, a training step: {'not measured' if not step else f'{step:.1f} s'}")
+        return lines
+
+
+TARGETS = (
+    Target(model="vim_tiny", resolution=224, loop=12),
+    Target(model="vmamba_v0_tiny", resolution=224, loop=20),
+    Target(model="mambair_light_x2", resolution=64, loop=10, train=True),
+    Target(model="segmamba_brats2023", resolution=64, loop=8, beside="swin_unetr", times=2, train=True),
+)
 
 
 def loop_ratios(results: Sequence[Result]) -> list[tuple[str, int, float]]:

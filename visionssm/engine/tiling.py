@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from visionssm.data.errors import UserError
 
 __all__ = [
+    "LiveBytes",
     "Span",
     "Tiling",
     "fit_tile",
@@ -224,8 +225,12 @@ def _quantise(values: np.ndarray, out: np.ndarray) -> None:
     out[...] = values
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside it that are alive, and their peak."""
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside it that are alive, and their peak.
+
+    Args:
+        known: tensors that are there already.
+    """
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()
@@ -267,7 +272,7 @@ def model_memory(model: nn.Module, restore: Restorer, channels: int, device: tor
     """
     x = torch.zeros(1, channels, _PROBE, _PROBE, device=device)
     restore(x)  # tables and kernels are made once
-    with _LiveBytes([x, *model.parameters(), *model.buffers()]) as memory:
+    with LiveBytes([x, *model.parameters(), *model.buffers()]) as memory:
         restore(x)
     return memory.peak * _UNSEEN / _PROBE**2
 
