@@ -146,6 +146,9 @@ def _loop_inputs(inputs: Sequence[Tensor], order: Tensor) -> list[Tensor]:
     return [x.requires_grad_() for x in ready]
 
 
+_WARM_UP_SECONDS = 0.3
+
+
 def _median_seconds(function: Callable[[], object], device: torch.device, repeats: int) -> float:
     def timed() -> float:
         _wait(device)
@@ -154,9 +157,11 @@ def _median_seconds(function: Callable[[], object], device: torch.device, repeat
         _wait(device)
         return time.perf_counter() - start
 
-    first = timed()  # compiles, allocates
+    first = spent = timed()  # compiles, allocates
     if repeats == 1:
         return first
+    while spent < _WARM_UP_SECONDS:  # caches, clocks and the allocator settle
+        spent += timed()
     return statistics.median(timed() for _ in range(repeats))
 
 
@@ -311,7 +316,7 @@ _HEADER = (
 def _describe(facts: dict[str, object], repeats: int) -> str:
     lines = [f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in facts.items()]
     lines.append(
-        f"figures: median of {repeats} runs after one warm-up; 'of copy', 'of exp': forward against the measured limits"
+        f"figures: median of {repeats} runs after a warm-up; 'of copy', 'of exp': forward against the measured limits"
     )
     return "\n".join(lines)
 

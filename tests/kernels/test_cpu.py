@@ -295,6 +295,16 @@ def run_everything():
     return results
 
 
+@pytest.mark.parametrize("vectors", [1, 2, 3, 4, 6, 7])
+@pytest.mark.parametrize(("K", "N"), [(1, 1), (3, 1), (2, 5)])
+def test_whole_vectors_from_rows_to_rows(vectors, K, N):
+    tensors, order = make_scan(2, K, 1, vectors * cpu.LANES, N, 45)
+    check_scan(tensors, order)
+    check_scan(tensors, order, merge="none")
+    tensors, order = make_scan(1, K, K, vectors * cpu.LANES, N, 45, order="subset", skip=False, bias=False)
+    check_scan(tensors, order)
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

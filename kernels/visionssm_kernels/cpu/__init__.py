@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .conv import ConvJob, convolve
+from .loops import WIDTHS
 from .probe import why_broken
 from .rows import NOTHING, Rows, refer
 from .scan import (
@@ -32,8 +33,6 @@ from .threads import run_tasks
 __all__ = [
     "CHUNK", "route_conv_backward", "route_conv_forward", "routed_scan_backward", "routed_scan_forward", "warmup", "why_not"
 ]  # fmt: skip
-
-_WIDTHS = (4, 3, 2, 1)
 
 
 def why_not(device: torch.device, dtype: torch.dtype, d_state: int) -> str | None:
@@ -85,7 +84,7 @@ def _plan(batch: int, channels: int, routes: int, *, adding: bool, threads: int 
     def best(split: bool) -> int:
         count = threads or 2
         return next(
-            (w for w in _WIDTHS if busy(w, split, count) > 0.85), max(_WIDTHS, key=lambda w: busy(w, split, count))
+            (w for w in WIDTHS if busy(w, split, count) > 0.85), max(WIDTHS, key=lambda w: busy(w, split, count))
         )
 
     width = best(split=not adding)

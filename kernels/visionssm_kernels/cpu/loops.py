@@ -8,6 +8,9 @@ is served by the same code. All arguments are addresses of scratch memory and by
     a_log2, a       one vector per state, contiguous: A * log2(e) and A
     h, carry, da    one vector per state, contiguous: read before and written after the loop
     kept, decays    (steps, G) vectors, contiguous: the states after, and the decays of, every step
+
+Two more work on the rows of float32 tensors themselves, for W whole vectors of channels: a row of step t is at
+`..._at + positions[t] * ..._stride` bytes. They ask for the rows of the next tile, at the positions `following`.
 """
 
 from __future__ import annotations
@@ -22,9 +25,13 @@ from numba.extending import intrinsic
 
 from .simd import LANES, Emitter, positional
 
-__all__ = ["scan_backward", "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_replay"]
+__all__ = [
+    "WIDTHS", "enter_rows", "scan_backward", "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_replay", "scan_rows",
+    "scan_rows_adding",
+]  # fmt: skip
 
 _BYTES = 4 * LANES
+WIDTHS = (6, 4, 3, 2, 1)  # vectors of channels that a task may have
 
 
 def _advance(size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, y: bool, keep: bool, decays: bool) -> None:
@@ -98,6 +105,76 @@ def _retreat(size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, with_dh:
         e.store(end[size + n], e.offset(da_at, n, _BYTES))
 
 
+class _Rows:
+    """The rows of W vectors of one tensor, and those of the next tile."""
+
+    def __init__(self, e: Emitter, at: ir.Value, stride: ir.Value, *, write: bool = False) -> None:
+        self.e, self.at, self.stride, self.write = e, at, stride, write
+
+    def go(self, here: ir.Value, next_: ir.Value) -> None:
+        self.row, self.coming = (self.e.offset(self.at, position, self.stride) for position in (here, next_))
+
+    def ask(self, v: int) -> None:
+        self.e.prefetch(self.e.offset(self.coming, v, _BYTES), write=self.write)
+
+    def load(self, v: int) -> ir.Value:
+        return self.e.load(self.e.offset(self.row, v, _BYTES))
+
+
+def _positions(e: Emitter, t: ir.Value, *tables: ir.Value) -> list[ir.Value]:
+    return [e.load(e.offset(table, t, 8), ir.IntType(64)) for table in tables]
+
+
+def _enter(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
+    (u_at, u_stride, delta_at, delta_stride, y_at, y_stride, bias_at, skip_at, x_at, dt_at, to_at, positions, following,
+     steps) = arguments  # fmt: skip
+    u_rows, delta_rows = _Rows(e, u_at, u_stride), _Rows(e, delta_at, delta_stride)
+    y_rows = _Rows(e, y_at, y_stride, write=True)
+    bias, skip = ([e.load(e.offset(at, v, _BYTES)) for v in range(width)] for at in (bias_at, skip_at))
+
+    def step(t: ir.Value) -> list[ir.Value]:
+        here, next_ = _positions(e, t, positions, following)
+        u_rows.go(here, next_), delta_rows.go(here, next_), y_rows.go(here, here)
+        row = e.b.mul(t, ir.Constant(t.type, width * _BYTES))
+        for v in range(width):
+            u_rows.ask(v), delta_rows.ask(v), y_rows.ask(v)
+            at = e.offset(row, v, _BYTES)
+            u, dt = u_rows.load(v), e.softplus(e.b.fadd(delta_rows.load(v), bias[v]))
+            e.store(dt, e.b.add(dt_at, at))
+            e.store(e.b.fmul(u, dt), e.b.add(x_at, at))
+            e.store(e.b.fmul(u, skip[v]), e.b.add(to_at, at))
+        return []
+
+    e.loop(steps, [], step)
+
+
+def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, adding: bool) -> None:
+    (u_at, u_stride, delta_at, delta_stride, y_at, y_stride, b_at, b_stride, c_at, c_stride, bias_at, skip_at, a_at, h_at,
+     positions, following, steps) = arguments  # fmt: skip
+    u_rows, delta_rows = _Rows(e, u_at, u_stride), _Rows(e, delta_at, delta_stride)
+    y_rows = _Rows(e, y_at, y_stride, write=True)
+    bias, skip, rate, start = (
+        [e.load(e.offset(at, v, _BYTES)) for v in range(width)] for at in (bias_at, skip_at, a_at, h_at)
+    )
+
+    def step(t: ir.Value, *h: ir.Value) -> list[ir.Value]:
+        here, next_ = _positions(e, t, positions, following)
+        u_rows.go(here, next_), delta_rows.go(here, next_), y_rows.go(here, next_)
+        b, c = (e.load_splat(e.offset(at, here, stride)) for at, stride in ((b_at, b_stride), (c_at, c_stride)))
+        new = []
+        for v in range(width):
+            u_rows.ask(v), delta_rows.ask(v), y_rows.ask(v)
+            u, dt = u_rows.load(v), e.softplus(e.b.fadd(delta_rows.load(v), bias[v]))
+            state = e.fma(e.exp2(e.b.fmul(dt, rate[v])), h[v], e.b.fmul(e.b.fmul(dt, u), b))
+            y = e.fma(state, c, e.b.fmul(u, skip[v]))
+            e.store(e.b.fadd(y, y_rows.load(v)) if adding else y, e.offset(y_rows.row, v, _BYTES))
+            new.append(state)
+        return new
+
+    for v, value in enumerate(e.loop(steps, start, step)):
+        e.store(value, e.offset(h_at, v, _BYTES))
+
+
 def _intrinsic(name: str, count: int, emit: Callable[..., None]) -> Any:
     """A numba intrinsic name(G, *addresses) for a literal number of states G."""
 
@@ -117,6 +194,23 @@ def _intrinsic(name: str, count: int, emit: Callable[..., None]) -> Any:
     return intrinsic(prefer_literal=True)(typed)
 
 
+def _wide(name: str, count: int, emit: Callable[..., None]) -> Any:
+    """A numba intrinsic name(W, *addresses) for any number of vectors W of `WIDTHS`."""
+
+    def typed(typingctx: Any, *parameters: types.Type) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[ir.Value]) -> Any:
+            for width in WIDTHS:
+                with builder.if_then(builder.icmp_signed("==", values[0], ir.Constant(values[0].type, width))):
+                    emit(width, Emitter(builder), values[1:])
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * (1 + count)), codegen
+
+    typed.__name__ = typed.__qualname__ = name
+    typed.__signature__ = positional(1 + count)  # type: ignore[attr-defined]
+    return intrinsic(typed)
+
+
 # (G, dt, x, y, row, b, c, pitch, a_log2, h, kept, decays, steps): y gains C . h
 scan_forward = _intrinsic("scan_forward", 12, partial(_advance, y=True, keep=False, decays=False))
 scan_forward_keep = _intrinsic("scan_forward_keep", 12, partial(_advance, y=True, keep=True, decays=False))
@@ -125,3 +219,10 @@ scan_replay = _intrinsic("scan_replay", 12, partial(_advance, y=False, keep=True
 # dx, ddt, db, dc gain their sums over these states; `before` are the states ahead of every step
 scan_backward = _intrinsic("scan_backward", 19, partial(_retreat, with_dh=False))
 scan_backward_dh = _intrinsic("scan_backward_dh", 19, partial(_retreat, with_dh=True))
+# (W, u, u_stride, delta, delta_stride, y, y_stride, bias, skip, x, dt, y, positions, following, steps): reads the rows of u and
+# delta into scratch: dt = softplus(delta + bias), x = dt * u, y = skip * u
+enter_rows = _wide("enter_rows", 14, _enter)
+# (W, u, u_stride, delta, delta_stride, y, y_stride, b, b_stride, c, c_stride, bias, skip, a_log2, h, positions, following,
+# steps): everything at once for one state, from rows to rows
+scan_rows = _wide("scan_rows", 17, partial(_scan_rows, adding=False))
+scan_rows_adding = _wide("scan_rows_adding", 17, partial(_scan_rows, adding=True))

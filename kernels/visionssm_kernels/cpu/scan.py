@@ -15,7 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .loops import scan_backward, scan_backward_dh, scan_forward, scan_forward_keep, scan_replay
+from .loops import (
+    enter_rows,
+    scan_backward,
+    scan_backward_dh,
+    scan_forward,
+    scan_forward_keep,
+    scan_replay,
+    scan_rows,
+    scan_rows_adding,
+)
 from .rows import (
     LANES_BYTES,
     Rows,
@@ -32,6 +41,7 @@ from .rows import (
     zero,
 )  # fmt: skip
 from .simd import (
+    F32,
     LANES,
     add,
     atomic_next,
@@ -208,7 +218,14 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
 
     order = p.order + b * p.order_b + k * p.order_k if p.order else 0
     y_at = address(job.y, b, k, channel)
-    complete = visited(order, p.order_t, T) >= p.positions
+    seen = visited(order, p.order_t, T)
+    complete = seen >= p.positions
+    whole = seen == T and channels == width * LANES and p.softplus and states is None
+    whole = whole and job.u.kind == F32 and job.delta.kind == F32 and job.y.kind == F32
+    single = whole and N == 1 and job.B.kind == F32 and job.C.kind == F32
+    u_at, delta_at = address(job.u, b, k, channel), address(job.delta, b, k, channel)
+    b_at, c_at = address(job.B, b, k, 0), address(job.C, b, k, 0)
+    here, there = positions.ctypes.data, following.ctypes.data
     if first and not complete:
         fill(y_at, job.y.l, job.y.size, p.positions, channels)
     if states is not None:
@@ -225,16 +242,32 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
         steps_of(positions, order, p.order_t, start, steps)
         coming = following[: max(min(T - start - CHUNK, CHUNK), 0)]
         steps_of(coming, order, p.order_t, start + CHUNK, len(coming))
-        next_u, next_delta = _coming(job.u, b, k, channel), _coming(job.delta, b, k, channel)
-        gather(x, width, next_u.source, job.u.l, job.u.kind, positions, steps, channels, positions[:0])
-        gather(dt, width, next_delta.source, job.delta.l, job.delta.kind, positions, steps, channels, positions[:0])
-        gather(b_rows, n_vectors, address(job.B, b, k, 0), job.B.l, job.B.kind, positions, steps, N, coming)
-        gather(c_rows, n_vectors, address(job.C, b, k, 0), job.C.l, job.C.kind, positions, steps, N, coming)
-        _time_steps(dt, bias, width, steps, p.softplus, following, next_delta)
-        _inputs_and_skip(x, dt, y, skip, width, steps, following, next_u)
+        if single and first:
+            scan_rows(
+                width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a, h,
+                here, there, steps,
+            )  # fmt: skip
+        elif single:
+            scan_rows_adding(
+                width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a, h,
+                here, there, steps,
+            )  # fmt: skip
+        else:
+            gather(b_rows, n_vectors, b_at, job.B.l, job.B.kind, positions, steps, N, coming)
+            gather(c_rows, n_vectors, c_at, job.C.l, job.C.kind, positions, steps, N, coming)
+            if whole:
+                enter_rows(
+                    width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, bias, skip, x, dt, y, here, there, steps
+                )
+            else:
+                next_u, next_delta = _coming(job.u, b, k, channel), _coming(job.delta, b, k, channel)
+                gather(x, width, u_at, job.u.l, job.u.kind, positions, steps, channels, positions[:0])
+                gather(dt, width, delta_at, job.delta.l, job.delta.kind, positions, steps, channels, positions[:0])
+                _time_steps(dt, bias, width, steps, p.softplus, following, next_delta)
+                _inputs_and_skip(x, dt, y, skip, width, steps, following, next_u)
         for v in range(width):
             xv, dtv, yv = x + v * LANES_BYTES, dt + v * LANES_BYTES, y + v * LANES_BYTES
-            n = 0
+            n = N if single else 0
             while n < N:
                 at = (v * N + n) * LANES_BYTES
                 bn, cn, an, hn = b_rows + 4 * n, c_rows + 4 * n, a + at, h + at
@@ -266,7 +299,8 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
             if job.checkpoints:
                 target = checkpoint + (chunk * p.channels + v * LANES) * N * 4
                 to_rows(h + v * N * LANES_BYTES, LANES_BYTES, target, channels - v * LANES, N, N)
-        scatter(y, width, y_at, job.y.l, job.y.kind, positions, steps, channels, not first)
+        if not single:
+            scatter(y, width, y_at, job.y.l, job.y.kind, positions, steps, channels, not first)
 
 
 @compiled

@@ -132,6 +132,10 @@ class Emitter:
             return self.b.fadd(self.b.fmul(x, y), z)
         return self.call(f"llvm.fma.v{LANES}f32", _VEC, x, y, z)
 
+    def prefetch(self, i_address: ir.Value, *, write: bool = False) -> None:
+        hints = (ir.Constant(_I32, x) for x in (int(write), 3, 1))  # into all levels, data
+        self.call("llvm.prefetch.p0", ir.VoidType(), self.pointer(i_address, _I8), *hints)
+
     def mask(self, i_count: ir.Value) -> ir.Value:
         wide = ir.VectorType(_I64, LANES)
         one = self.b.insert_element(ir.Constant(wide, ir.Undefined), i_count, ir.Constant(_I32, 0))
@@ -346,8 +350,7 @@ def store_short_zero(e: Emitter, address: ir.Value) -> None:
 
 @operation(_void, _i64)
 def prefetch(e: Emitter, address: ir.Value) -> None:
-    hints = (ir.Constant(_I32, x) for x in (0, 3, 1))  # for reading, into all levels, data
-    e.call("llvm.prefetch.p0", ir.VoidType(), e.pointer(address, _I8), *hints)
+    e.prefetch(address)
 
 
 @operation(_i64, _i64)
