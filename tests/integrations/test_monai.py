@@ -11,18 +11,26 @@ from torch import nn
 
 import visionssm
 from tests.tolerances import TOLERANCES
-from visionssm.integrations.monai import BackboneEncoder, ScanEncoder, SegMamba, VMambaUNet
+from visionssm.integrations.monai import BackboneEncoder, LightMUNet, ScanEncoder, SegMamba, UMamba, VMambaUNet
 
 TOLERANCE = TOLERANCES[torch.float32]
+PLAN = {"features": (4, 8), "strides": (1, 2), "kernel_size": (3, 3), "d_state": 2}
+LIGHT = {"init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,), "d_state": 2}
 SMALL = {"feature_size": (4, 8), "depths": (1, 1), "d_state": 2}
 
 # (network, words, input, output)
 SHAPES = [
     (
-        SegMamba,
-        {"spatial_dims": dims, "in_channels": chans, "out_channels": classes, **SMALL},
+        network,
+        {"spatial_dims": dims, "in_channels": chans, "out_channels": classes, **small},
         (2, chans, *size),
         classes,
+    )
+    for network, small in (
+        (SegMamba, SMALL),
+        (UMamba, PLAN),
+        (UMamba, {**PLAN, "mamba": "encoder"}),
+        (LightMUNet, LIGHT),
     )
     for dims, size in ((2, (16, 12)), (2, (9, 7)), (3, (8, 8, 12)), (3, (5, 7, 4)))
     for chans, classes in ((1, 2), (3, 4))
@@ -44,7 +52,7 @@ def test_shapes(network: type[nn.Module], words: dict, shape: tuple[int, ...], c
         assert net(torch.randn(shape)).shape == (shape[0], classes, *shape[2:])
 
 
-@pytest.mark.parametrize("network", [SegMamba, VMambaUNet])
+@pytest.mark.parametrize("network", [LightMUNet, SegMamba, UMamba, VMambaUNet])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -86,12 +94,14 @@ def test_too_small_an_image_is_named() -> None:
     [
         lambda: SegMamba(3, 1, 2, **SMALL),
         lambda: SegMamba(2, 1, 2, **SMALL),
+        lambda: UMamba(2, 1, 2, **PLAN),
+        lambda: LightMUNet(2, in_channels=1, **LIGHT),
         lambda: VMambaUNet(2, 1, 2, encoder="vmamba_nd_nano"),
     ],
 )
 def test_script_save(net) -> None:
     model = net().eval()
-    x = torch.randn(1, 1, *(18,) * (3 if model.head.weight.dim() == 5 else 2))
+    x = torch.randn(1, 1, *(18,) * model.spatial_dims)
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(model), file)
     file.seek(0)
@@ -135,10 +145,22 @@ def test_encoders_say_what_they_give(encoder) -> None:
     assert shapes == [(1, c, *(32 >> i + 1,) * rank) for i, c in enumerate(smallest.channels)]
 
 
-def test_the_words_make_the_same_network_as_the_registry() -> None:
+@pytest.mark.parametrize(
+    ("name", "options", "network"),
+    [
+        ("segmamba_nano", {"dims": (4, 8), "depths": (1, 1)}, lambda: SegMamba(3, 1, 2, **SMALL)),
+        (
+            "u_mamba_nano",
+            {"dims": (4, 8), "strides": (1, 2), "kernel_sizes": (3, 3), "img_size": 8},
+            lambda: UMamba(3, 1, 2, mamba="encoder", img_size=8, **PLAN),
+        ),
+        ("light_m_unet_nano", {"dim": 8, "depths": (1, 1), "up_depths": (1,)}, lambda: LightMUNet(3, **LIGHT)),
+    ],
+)
+def test_the_words_make_the_same_network_as_the_registry(name: str, options: dict, network) -> None:
     torch.manual_seed(0)
-    ours = visionssm.create_model("segmamba_nano", dims=(4, 8), depths=(1, 1), d_state=2).eval()
-    words = SegMamba(3, 1, 2, **SMALL).eval()
+    ours = visionssm.create_model(name, **options, d_state=2).eval()
+    words = network().eval()
     words.load_state_dict(ours.state_dict())
     x = torch.randn(1, 1, 8, 8, 8)
     with torch.no_grad():

@@ -26,10 +26,10 @@ from visionssm.layers.segmentation import CONVS, SegmentationModel
 from visionssm.layers.typing import checkpointed, drop_path_rates, unscripted
 from visionssm.mixers import ImageScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
-from visionssm.models import segmamba
+from visionssm.models import light_m_unet, segmamba, u_mamba
 from visionssm.scans import ScanOrder
 
-__all__ = ["BackboneEncoder", "ScanEncoder", "SegMamba", "VMambaUNet"]
+__all__ = ["BackboneEncoder", "LightMUNet", "ScanEncoder", "SegMamba", "UMamba", "VMambaUNet"]
 
 
 def _check_words(spatial_dims: int, in_channels: int, out_channels: int = 1) -> None:
@@ -78,6 +78,96 @@ class SegMamba(segmamba.SegMamba):
             depths=depths,
             d_state=d_state,
             slices=slices,
+            scan=scan,
+        )
+
+
+class UMamba(u_mamba.UMamba):
+    """U-Mamba (arXiv 2401.04722) in MONAI's words; see `visionssm.models.u_mamba.UMamba`.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: modalities.
+        out_channels: classes, background included.
+        mamba: "bottom" (U-MambaBot) or "encoder" (U-MambaEnc).
+        features: channels of each stage.
+        strides: of each stage, per axis or one for all; the first must be 1.
+        kernel_size: of each stage, per axis or one for all.
+        img_size: the size that U-MambaEnc's layers are made for, as published; None for any size.
+        d_state: N.
+        scan: scan order of the positions, or one per Mamba layer.
+
+    Raises:
+        ValueError: an argument that is not accepted.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        *,
+        mamba: Literal["bottom", "encoder"] = "bottom",
+        features: Sequence[int] = (32, 64, 128, 256),
+        strides: Sequence[u_mamba.Sides] = (1, 2, 2, 2),
+        kernel_size: Sequence[u_mamba.Sides] = (3, 3, 3, 3),
+        img_size: u_mamba.Sides | None = None,
+        d_state: int = 16,
+        scan: ScanChoice = "raster",
+    ) -> None:
+        _check_words(spatial_dims, in_channels, out_channels)
+        super().__init__(
+            spatial_dims=spatial_dims,
+            in_chans=in_channels,
+            num_classes=out_channels,
+            mamba=mamba,
+            dims=features,
+            strides=strides,
+            kernel_sizes=kernel_size,
+            img_size=img_size,
+            d_state=d_state,
+            scan=scan,
+        )
+
+
+class LightMUNet(light_m_unet.LightMUNet):
+    """LightM-UNet (arXiv 2403.05246) in its own words, which are MONAI's; see `visionssm.models.light_m_unet.LightMUNet`.
+
+    Args:
+        spatial_dims: 2 or 3.
+        init_filters: channels of the first stage, a multiple of 8.
+        in_channels: modalities.
+        out_channels: classes, background included.
+        blocks_down: blocks of each stage down.
+        blocks_up: blocks of each step up, the deepest first.
+        d_state: N.
+        scan: scan order of the positions, or one per Mamba layer.
+
+    Raises:
+        ValueError: an argument that is not accepted.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        init_filters: int = 32,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        *,
+        blocks_down: Sequence[int] = (1, 2, 2, 4),
+        blocks_up: Sequence[int] = (1, 1, 1),
+        d_state: int = 16,
+        scan: ScanChoice = "raster",
+    ) -> None:
+        _check_words(spatial_dims, in_channels, out_channels)
+        super().__init__(
+            spatial_dims=spatial_dims,
+            in_chans=in_channels,
+            num_classes=out_channels,
+            dim=init_filters,
+            depths=blocks_down,
+            up_depths=blocks_up,
+            d_state=d_state,
             scan=scan,
         )
 
