@@ -27,3 +27,4 @@ param_scheduler = [
 ]
 sync_bn = "torch"
 optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
+find_unused_parameters = True  # the finest map is not read
