@@ -73,6 +73,7 @@ def parse() -> argparse.Namespace:
     )
     group.add_argument("--ensemble", action="store_true", help="mean over the 8 symmetries: the papers' '+'")
     group.add_argument("--compare", action="store_true", help="also write <name>_compare.png, before and after")
+    group.add_argument("--convert", action="store_true", help="take CMYK, palette and 1-bit pictures, as RGB or grey")
     group = parser.add_argument_group("volumes", argument_default=argparse.SUPPRESS)
     group.add_argument(
         "--recipe", metavar="YAML", help="of the model, where it is given by name: channels, classes, windows"
@@ -147,7 +148,7 @@ def restore(args: argparse.Namespace) -> None:
         )
         for job in jobs:
             try:
-                picture = run.run(job, compare=args.compare)
+                picture = run.run(job, compare=args.compare, convert=args.convert)
             except CorruptImage as error:
                 if not args.skip_corrupt:
                     raise CorruptImage(f"{error} (--skip-corrupt would skip it)") from error
@@ -226,6 +227,7 @@ JOBS = {
             "memory": None,
             "ensemble": False,
             "compare": False,
+            "convert": False,
         },
     ),
     "volume": Job(

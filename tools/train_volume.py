@@ -13,7 +13,6 @@ from accelerate import PartialState
 
 from visionssm.engine.command_line import print_table, user_errors
 from visionssm.engine.config import load_config
-from visionssm.engine.volume import VolumeConfig, train_volume
 
 
 def main() -> None:
@@ -27,6 +26,8 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     overrides = [*args.overrides, *(["run.overwrite=true"] if args.overwrite else [])]
     with user_errors():
+        from visionssm.engine.volume import VolumeConfig, train_volume  # needs visionssm[medical]
+
         config = load_config(VolumeConfig, args.recipe, overrides)
         metrics = train_volume(config, resume=args.resume, cpu=args.cpu, changed_recipe=args.changed_recipe)
     if PartialState().is_main_process:

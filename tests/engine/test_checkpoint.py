@@ -37,6 +37,7 @@ def test_a_crash_while_saving_leaves_the_old_file(saved: Path, step: str, monkey
         save_checkpoint(saved, {"epoch": 4})
     monkeypatch.undo()
     assert load_checkpoint(saved)["epoch"] == 3
+    assert [p.name for p in saved.parent.iterdir()] == ["last.pt"]
 
 
 @pytest.mark.parametrize("kept", [0, 100, 0.5, 0.99])

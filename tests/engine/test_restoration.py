@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 import visionssm
@@ -321,6 +322,17 @@ def test_accumulation_changes_nothing(recipe, tmp_path: Path) -> None:
         weights.append(final(config.run.output)["model"])
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], **TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"compile": "eager"}], ids=["bf16", "compile"])
+@pytest.mark.slow
+def test_options_train_like_float32_in_eager_mode(recipe, options: dict[str, str], tmp_path: Path) -> None:
+    plain = train_restorer(recipe(), cpu=True)["history"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    metrics = train_restorer(recipe(run={**RUN, "output": str(tmp_path / "other"), **options}), cpu=True)
+    assert metrics["environment"]["precision"] == options.get("precision", "no")
+    for row, wanted in zip(metrics["history"], plain, strict=True):
+        assert row["train_loss"] == pytest.approx(wanted["train_loss"], rel=0.05)
 
 
 @pytest.mark.parametrize(

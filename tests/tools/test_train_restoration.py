@@ -15,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
+from tests.tolerances import TOLERANCES
 from tests.tools.test_evaluate import run
 from tests.tools.test_train_classification import weights
 from visionssm.data.photographs import load_photographs
@@ -94,7 +95,7 @@ def test_kinds_of_pictures_stay_what_they_are(restorer, photo, tmp_path, monkeyp
     cv2.imwrite(str(source / "deep_grey.tif"), deep[..., 0])
     Image.fromarray(photo).convert("CMYK").save(source / "ink.tif")
     Image.fromarray(photo).quantize(16).save(source / "palette.png")
-    run("predict", monkeypatch, restorer, source, "--output", out, "--compare")
+    run("predict", monkeypatch, restorer, source, "--output", out, "--compare", "--convert")
     told = capsys.readouterr().out
     assert "CMYK converted to RGB" in told
     assert "palette converted to RGB" in told
@@ -161,6 +162,8 @@ def test_tiles_ensemble_and_memory(restorer, photo, tmp_path, monkeypatch) -> No
         ("bad.png", [], r"cannot read image .*bad\.png"),
         ("cut.png", [], r"cannot read image .*cut\.png"),
         ("float.tif", [], "mode 'F' cannot be restored"),
+        ("ink.tif", [], r"ink\.tif: pixels of mode 'CMYK' are neither grey nor RGB; convert the file, or .*--convert"),
+        ("palette.png", [], r"palette\.png: pixels of mode 'P' are neither"),
         ("good.png", ["--tile", "0"], "tile=0 must be at least 1 pixel"),
         ("good.png", ["--tile", "8", "--overlap", "5"], "overlap=5 must be 0 to 4"),
         ("good.png", ["--memory", "lots"], "'lots' is not a size"),
@@ -175,6 +178,8 @@ def test_bad_input_is_named_and_leaves_nothing(restorer, photo, name, options, m
     (tmp_path / "bad.png").write_bytes(b"broken")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:2000])
     Image.fromarray(photo[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(photo).convert("CMYK").save(tmp_path / "ink.tif")
+    Image.fromarray(photo).quantize(16).save(tmp_path / "palette.png")
     with pytest.raises(SystemExit, match=message) as error:
         run("predict", monkeypatch, restorer, tmp_path / name, "--output", tmp_path / "out", *options)
     assert len(str(error.value).splitlines()) == 1
@@ -267,6 +272,27 @@ def test_kill_dash_nine_and_resume_gives_the_same_bits(tmp_path: Path, photo: np
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
     scores = [json.loads((tmp_path / name / "metrics.json").read_text())["scores"] for name in ("whole", "killed")]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(tmp_path: Path, photo: np.ndarray) -> None:
+    for i in range(3):
+        Image.fromarray(np.roll(photo, 9 * i, 1)).save(tmp_path / f"{i}.png")
+    options = [
+        "model.kwargs={dim: 12, depths: [1], d_state: 1}", "model.drop_path=0.0", f"data.train.clean=[{tmp_path}]",
+        f"data.validation.clean=[{tmp_path}]", "data.patch_size=16", "data.test=null", "degradation.noise=[0, 20]",
+        "run.updates=6", "run.evaluate_every=3", "run.batch_size=4", "run.tensorboard=false", "schedule.warmup_epochs=0",
+        "optimizer.name=sgd", "optimizer.lr=0.01", "--cpu",
+    ]  # fmt: skip
+    one = call(TOOL, DEMO, *options, f"run.output={tmp_path / 'one'}")
+    assert one.returncode == 0, one.stderr
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    two = call(*launcher, TOOL, DEMO, *options, f"run.output={tmp_path / 'two'}")
+    assert two.returncode == 0, two.stderr
+    assert "2 x cpu" in two.stdout
+    single, double = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in single:
+        torch.testing.assert_close(single[name], double[name], **TOLERANCES[torch.float32], msg=name)
 
 
 @pytest.mark.slow

@@ -3,8 +3,10 @@
 import gzip
 import itertools
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
@@ -24,12 +27,12 @@ from visionssm.data.errors import DataError, UserError
 from visionssm.data.volume_patches import PatchAugmentConfig, VolumePatches, write_generated
 from visionssm.data.volumes import Case, VolumeDataConfig, find_cases, input_cases, read_case, split_cases
 from visionssm.engine.checkpoint import load_checkpoint
-from visionssm.engine.config import ConfigError, build_config, load_config
+from visionssm.engine.config import ConfigError, build_config, dump_config, load_config
 from visionssm.engine.loop import Trainer
 from visionssm.engine.volume import VolumeConfig, train_volume
 from visionssm.engine.volume_files import predict_volumes
 from visionssm.engine.volume_metrics import EMPTY_HD95, dice, hd95, score_regions
-from visionssm.engine.volume_models import load_volume_model, segment
+from visionssm.engine.volume_models import build_segmenter, load_volume_model, segment
 
 ROOT = Path(__file__).parents[2]
 ANATOMICAL = Path(nibabel.__file__).parent / "tests/data/anatomical.nii"  # (33, 41, 25) voxels of 2 mm, big-endian
@@ -131,7 +134,8 @@ def test_channels_that_are_missing(tmp_path: Path) -> None:
     assert image[:, 1, 2, 3].tolist() == [46.0, 47.0]
 
 
-def test_a_folder_of_dicom_slices(tmp_path: Path) -> None:
+def write_series(folder: Path) -> None:
+    """Four slices, the last first."""
     series = generate_uid()
     for number in range(4):
         slice_ = pydicom.Dataset()
@@ -146,8 +150,12 @@ def test_a_folder_of_dicom_slices(tmp_path: Path) -> None:
         slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 16, 15
         slice_.RescaleSlope, slice_.RescaleIntercept = 1, -1000
         slice_.PixelData = np.full((6, 5), 100 * number, np.uint16).tobytes()
-        (tmp_path / "series").mkdir(exist_ok=True)
-        slice_.save_as(tmp_path / "series" / f"{3 - number}.dcm", enforce_file_format=True)
+        folder.mkdir(exist_ok=True)
+        slice_.save_as(folder / f"{3 - number}.dcm", enforce_file_format=True)
+
+
+def test_a_folder_of_dicom_slices(tmp_path: Path) -> None:
+    write_series(tmp_path / "series")
     (case,) = input_cases([str(tmp_path / "series")], ("ct",))
     image = read_case(case, VolumeDataConfig(channels=("ct",)))["image"]
     assert image.shape == (1, 5, 6, 4)
@@ -286,6 +294,97 @@ def test_a_run_resumes_with_the_same_bits_and_leaves_a_complete_folder(
     with Image.open(written.with_name(written.name.replace(".nii.gz", ".png"))) as picture:
         assert picture.width > 500
     assert not any("heads" in name for name in load_volume_model(folder).net.state_dict())
+
+
+@pytest.mark.slow
+def test_half_precision_trains_like_float32(tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("no", "bf16"):
+        config = recipe(tmp_path, run={"output": str(tmp_path / precision), "epochs": 1, "precision": precision})
+        metrics = train_volume(config, cpu=True)
+        assert metrics["environment"]["precision"] == precision
+        losses[precision] = metrics["history"][0]["train_loss"]
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert losses["bf16"] != losses["no"]
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
+
+
+def command_line(tmp_path: Path, output: str) -> list[str]:
+    """A recipe file, and what runs it."""
+    tree = dump_config(
+        recipe(tmp_path, run={"output": str(tmp_path / output), "threads": 1}, optimizer={"name": "sgd"})
+    )
+    path = tmp_path / f"{output}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return [str(ROOT / "tools/train_volume.py"), str(path), "--cpu"]
+
+
+def launch(*command: str, **options: Any) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=280, **options)
+
+
+def final_weights(tmp_path: Path, output: str) -> dict[str, torch.Tensor]:
+    return load_checkpoint(tmp_path / output / "checkpoints/last.pt")["model"]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+    one = launch(*command_line(tmp_path, "one"))
+    assert one.returncode == 0, one.stderr
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    two = launch(*launcher, *command_line(tmp_path, "two"))
+    assert two.returncode == 0, two.stderr
+    assert "2 x cpu" in two.stdout
+    single, double = final_weights(tmp_path, "one"), final_weights(tmp_path, "two")
+    for name in single:
+        torch.testing.assert_close(single[name], double[name], **TOLERANCES[torch.float32], msg=name)
+    scores = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["history"][-1]["dice"] for name in ("one", "two")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_kill_dash_nine_and_resume_gives_the_same_bits(tmp_path: Path) -> None:
+    whole = launch(*command_line(tmp_path, "whole"), "run.checkpoint_every=1")
+    assert whole.returncode == 0, whole.stderr
+    command = [*command_line(tmp_path, "killed"), "run.checkpoint_every=1"]
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    last = tmp_path / "killed/checkpoints/last.pt"
+    while not last.exists():  # after the first of four updates
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert load_checkpoint(last)["state"]["epoch"] < 2
+    resumed = launch(*command, "--resume", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed" in resumed.stdout
+    one, two = final_weights(tmp_path, "whole"), final_weights(tmp_path, "killed")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_another_encoder_trains_by_a_recipe(tmp_path: Path) -> None:
+    changes = {
+        "model": {"name": "vmamba_unet", "kwargs": {"encoder": "vmamba_nd_nano"}, "grad_checkpointing": True},
+        "run": {"epochs": 1},
+        "data": {"patch": [32, 32, 32], "samples": 2},
+    }
+    config = recipe(tmp_path, **changes, loss={"deep": 1})
+    metrics = train_volume(config, cpu=True)
+    assert metrics["scores"]["cases"] == 1
+    net = load_volume_model(config.run.output).net
+    weights = Path(config.run.output) / "model.safetensors"
+    again = build_segmenter(replace(config.model, checkpoint=str(weights)), channels=1, classes=3)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
+    with pytest.raises(UserError, match=r"cannot load .*classes|cannot load .*size mismatch"):
+        build_segmenter(replace(config.model, checkpoint=str(weights)), channels=1, classes=4)
+    with pytest.raises(UserError, match="unknown encoder 'vmamba'"):
+        build_segmenter(replace(config.model, kwargs={"encoder": "vmamba"}), channels=1, classes=3)
+    assert load_config(VolumeConfig, ROOT / "configs/volume/vmamba_unet_brats2023.yaml").model.name == "vmamba_unet"
 
 
 @pytest.fixture

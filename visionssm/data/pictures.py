@@ -62,15 +62,17 @@ class Picture:
     note: str | None = None
 
 
-def read_picture(path: str | Path) -> Picture:
-    """Decodes a picture file in full.
+def read_picture(path: str | Path, *, convert: bool = False) -> Picture:
+    """Decodes a picture file in full. Of files with several pictures the first is read.
 
-    Palette, CMYK, YCbCr, LAB and 1-bit pictures are converted to 8-bit RGB or grey, which `note` says. Of files with
-    several pictures the first is read.
+    Args:
+        path: The file.
+        convert: Take palette, CMYK, YCbCr, LAB and 1-bit pictures, too, as 8-bit RGB or grey, which `note` says.
 
     Raises:
         CorruptImage: If it cannot be decoded.
-        DataError: If it does not exist, or its pixels are of a kind that cannot be restored (32-bit, float).
+        DataError: If it does not exist, or its pixels are of a kind that cannot be restored (32-bit, float) or would have to be
+            converted.
     """
     path = Path(path)
     try:
@@ -87,6 +89,11 @@ def read_picture(path: str | Path) -> Picture:
                     f"{path}: pixels of mode {image.mode!r} cannot be restored; save it with 8 or 16 bits per channel"
                 )
             mode, note = _MODES[image.mode]
+            if note is not None and not convert:
+                raise DataError(
+                    f"{path}: pixels of mode {image.mode!r} are neither grey nor RGB; convert the file, or allow it with "
+                    f"--convert ({note})"
+                )
             if mode == "RGB" and "transparency" in image.info:
                 mode = "RGBA"
             elif mode == "L" and "transparency" in image.info:

@@ -176,7 +176,7 @@ class Folders:
         return None if partner is None else self._read(partner)
 
     def _decode(self, path: Path) -> np.ndarray:
-        return np.ascontiguousarray(_channels(read_picture(path).pixels, self.channels))
+        return np.ascontiguousarray(_channels(read_picture(path, convert=True).pixels, self.channels))
 
 
 def _pairs(clean: str, degraded: str | None, template: str) -> list[tuple[Path, Path | None]]:

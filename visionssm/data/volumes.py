@@ -335,6 +335,8 @@ def read_case(case: Case, config: VolumeDataConfig) -> dict[str, Any]:
     if len(image) != len(config.channels):
         files, needed = ", ".join(case.images), ", ".join(config.channels)
         raise CorruptVolume(f"case {case.name} has {len(image)} channel(s) ({files}), but needs {needed}")
+    if not image.any():
+        raise CorruptVolume(f"case {case.name} holds nothing but zeros ({', '.join(case.images)})")
     item: dict[str, Any] = {"name": case.name, "image": image}
     if case.label is not None:
         label = read_volume(case.label)

@@ -39,11 +39,15 @@ def write_atomic(path: str | Path, data: bytes | memoryview) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # a full disk, an interrupt
+        temporary.unlink(missing_ok=True)
+        raise
     if os.name == "posix":  # Windows has no handle for a folder, and its rename is durable by itself
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -197,10 +197,13 @@ class FileRestorer:
         device: torch.device = self.accelerator.device
         return restore_picture(self.restore, pixels, scale=self.scale, tiling=tiling, device=device, tick=self.tick)
 
-    def run(self, job: Job, *, compare: bool = False) -> Picture:
-        """Restores one file; `compare` also writes `<target>_compare.png`: the input, enlarged, beside the result.
+    def run(self, job: Job, *, compare: bool = False, convert: bool = False) -> Picture:
+        """Restores one file, which appears whole or not at all.
 
-        Every file appears whole or not at all.
+        Args:
+            job: Which, and where to.
+            compare: Also write `<target>_compare.png`: the input, enlarged, beside the result.
+            convert: See `read_picture`.
 
         Returns:
             The picture as read (of a video: its last frame).
@@ -214,7 +217,7 @@ class FileRestorer:
                 self._write(Picture(pixels=frame), job.target / f"{count:06d}.png", compare)
             assert frame is not None
             return Picture(pixels=frame, note=f"{count} frames")
-        picture = read_picture(job.source)
+        picture = read_picture(job.source, convert=convert)
         self._write(picture, job.target, compare)
         return picture
 
@@ -227,7 +230,6 @@ class FileRestorer:
                 beside = side_by_side(picture.pixels, restored.pixels, self.scale)
                 write_atomic(target.with_name(f"{target.stem}_compare.png"), encode_picture(beside))
         except OSError as error:
-            target.with_name(f".{target.name}.part").unlink(missing_ok=True)
             raise DataError(f"cannot write {target}: {os.strerror(error.errno or 0)}") from error
 
 

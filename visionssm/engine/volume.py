@@ -63,12 +63,13 @@ class VolumeTask:
         keys, patch = ["image", "label"], config.data.patch
         centre = [SpatialPadd(keys, patch), CenterSpatialCropd(keys, patch)] if config.validate == "centre" else []
         self.validation = cached_cases([validation[i] for i in self.mine], config.data, extra=centre)
-        self.criterion = DiceCELoss(
-            to_onehot_y=True,
-            softmax=True,
-            lambda_dice=config.loss.dice,
-            lambda_ce=config.loss.cross_entropy,
-            batch=True,
+        self.criterion = (
+            DiceCELoss(  # each sample by itself, so that shards and accumulation give what the whole batch does
+                to_onehot_y=True,
+                softmax=True,
+                lambda_dice=config.loss.dice,
+                lambda_ce=config.loss.cross_entropy,
+            )
         )
         self._loader: Any = None
 

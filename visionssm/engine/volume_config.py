@@ -16,7 +16,7 @@ __all__ = ["InferenceConfig", "VolumeConfig", "VolumeLossConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeLossConfig:
-    """Dice plus cross-entropy.
+    """Dice of each sample plus cross-entropy.
 
     Args:
         dice, cross_entropy: weights.
