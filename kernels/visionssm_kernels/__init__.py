@@ -9,5 +9,6 @@ Usable alone: imports torch, numba and triton, never `visionssm`.
 from .backends import backends, use_backend
 from .noncausal import noncausal_ssd
 from .ops import route_conv, routed_scan, selective_scan
+from .state_fusion import fuse_states
 
-__all__ = ["backends", "noncausal_ssd", "route_conv", "routed_scan", "selective_scan", "use_backend"]
+__all__ = ["backends", "fuse_states", "noncausal_ssd", "route_conv", "routed_scan", "selective_scan", "use_backend"]

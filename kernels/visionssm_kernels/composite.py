@@ -1,7 +1,7 @@
 """A plain-torch implementation behind the kernels' contract, so that the custom operators can run it too.
 
 Eager and compiled code calls plain torch directly, under autograd. Traced and scripted code has only the operators;
-there the gradients come from running autograd inside the backward operator.
+there the gradients come from running autograd in the operator's backward formula.
 """
 
 from __future__ import annotations

@@ -460,14 +460,13 @@ def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_state
     if grad_y is None:
         shape = (*u.shape[:2], u.shape[3]) if merge == "sum" else (*u.shape[:2], *A.shape[:2])
         grad_y = u.new_zeros(shape)
-    if checkpoints.dim() == 1 and _kernels(backend, u, A.shape[-1]).CHUNK is not None:
-        # the forward ran without keeping them: run it again
-        _, checkpoints, _ = torch.ops.visionssm.routed_scan(
-            u, delta, A, B, C, D, bias, order, softplus, merge, True, False, backend
-        )
-    *grads, dD, dbias = torch.ops.visionssm.routed_scan_backward(
-        grad_y, grad_states, u, delta, A, B, C, D, bias, order, softplus, merge, checkpoints, backend
-    )
+    inputs = (u, delta, A, B, C, D, bias, order, softplus, merge)
+    kernels = _kernels(backend, u, A.shape[-1])
+    if isinstance(kernels, Composite):  # inside an operator there is no autograd to run
+        return *kernels.routed_scan_backward(grad_y, grad_states, *inputs, checkpoints), *nothing[7:]
+    if checkpoints.dim() == 1:  # the forward ran without keeping them: run it again
+        _, checkpoints, _ = torch.ops.visionssm.routed_scan(*inputs, True, False, backend)
+    *grads, dD, dbias = torch.ops.visionssm.routed_scan_backward(grad_y, grad_states, *inputs, checkpoints, backend)
     return *grads, None if D is None else dD, None if bias is None else dbias, *nothing[7:]
 
 
@@ -514,6 +513,10 @@ def _conv_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 def _conv_backward(ctx: Any, grad_u: Tensor) -> tuple[Any, ...]:
     x, weight, bias, order = ctx.saved_tensors
+    silu, backend = ctx.options
+    kernels = _kernels(backend, x, 1)
+    if isinstance(kernels, Composite):
+        return *kernels.route_conv_backward(grad_u, x, weight, bias, order, silu), None, None, None
     dx, dweight, dbias = torch.ops.visionssm.route_conv_backward(grad_u, x, weight, bias, order, *ctx.options)
     return dx, dweight, None if bias is None else dbias, None, None, None
 

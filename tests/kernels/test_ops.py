@@ -327,6 +327,24 @@ def test_plain_torch_on_a_large_input_is_said_once(monkeypatch: pytest.MonkeyPat
 # --- torch's machinery --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_the_operators_differentiate_plain_torch(backend: str) -> None:
+    inputs = make(2, 7, 2, 3, 4, shared_u=False)
+    tensors, order = list(inputs.values()), permutations(2, length=7)
+    y, _, states = torch.ops.visionssm.routed_scan(*tensors, order, True, "none", False, True, backend)
+    wanted, wanted_states = vk.routed_scan(**inputs, order=order, merge="none", return_states=True, backend=backend)
+    conv = (inputs["u"], torch.randn(2, 3, 4, requires_grad=True), inputs["bias"])
+    u, wanted_u = (
+        torch.ops.visionssm.route_conv(*conv, order, True, backend),
+        vk.route_conv(*conv, order=order, backend=backend),
+    )
+    for got, true, params in ((y + states.sum(-1), wanted + wanted_states.sum(-1), tensors), (u, wanted_u, conv)):
+        torch.testing.assert_close(got, true)
+        grads = (torch.autograd.grad(out.square().sum(), params) for out in (got, true))
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("backend", CUSTOM_OPS)
 def test_opcheck(backend: str) -> None:
     inputs = make(2, 11, 2, 4, 4)

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
 __all__ = ["ConvDownsample", "PatchMerging"]
+
+
+@register_notrace_function  # its branch depends on sizes, which FX does not know
+def cheaper_format(x: Tensor, weight: Tensor) -> Tensor:
+    """A channels-last map on its way to a convolution on the CPU, as NCHW if that is less to copy.
+
+    torch brings map and weight to one memory format at every call, which for a channels-last map means the weight: on small
+    maps of many channels that takes longer than the convolution.
+    """
+    if torch.jit.is_scripting() or torch.compiler.is_compiling():
+        return x
+    return x.contiguous() if x.device.type == "cpu" and weight.numel() > x.numel() else x
 
 
 class PatchMerging(nn.Module):
@@ -47,4 +60,5 @@ class ConvDownsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, ceil(H/2), ceil(W/2), out_dim)."""
-        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        x = cheaper_format(x.permute(0, 3, 1, 2), self.conv.weight)
+        return self.norm(self.conv(x).permute(0, 2, 3, 1))

@@ -9,9 +9,17 @@ import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor
 
-from visionssm_kernels import route_conv, routed_scan
+from visionssm_kernels import fuse_states, route_conv, routed_scan
 
-__all__ = ["conv_along_routes", "decay_rate", "pad_to_slots", "project_routes", "scan_routes", "take_routes"]
+__all__ = [
+    "conv_along_routes",
+    "decay_rate",
+    "fuse_dilated",
+    "pad_to_slots",
+    "project_routes",
+    "scan_routes",
+    "take_routes",
+]
 
 
 @register_notrace_function  # its branch depends on the dtype, which FX does not know
@@ -70,3 +78,12 @@ def project_routes(x_BLKD: Tensor, weight_KCD: Tensor) -> Tensor:
     """A linear layer per route, read and written where the tokens lie: (B, L, K, D) -> (B, L, K, C)."""
     x_KTD = x_BLKD.flatten(0, 1).transpose(0, 1)
     return torch.bmm(x_KTD, weight_KCD.transpose(1, 2)).transpose(0, 1).unflatten(0, x_BLKD.shape[:2])
+
+
+@register_notrace_function
+def fuse_dilated(h_BHWD: Tensor, weight_GDkk: Tensor) -> Tensor:
+    """`visionssm_kernels.fuse_states` with dilations 1, 3 and 5."""
+    if not torch.jit.is_scripting():
+        return fuse_states(h_BHWD, weight_GDkk)
+    else:
+        return torch.ops.visionssm.fuse_states(h_BHWD, weight_GDkk, [1, 3, 5])

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models._builder import resolve_pretrained_cfg
@@ -49,7 +50,7 @@ class ResidualStem(nn.Module):
         self.norm4 = nn.BatchNorm2d(wide)
         self.conv5 = nn.Conv2d(wide, dim, 1, bias=False)
         self.norm5 = nn.BatchNorm2d(dim)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)."""
@@ -58,6 +59,11 @@ class ResidualStem(nn.Module):
         x = x + self.norm3(self.conv3(self.act(self.norm2(self.conv2(x)))))
         x = self.act(self.norm4(self.conv4(x)))
         return self.norm5(self.conv5(x)).permute(0, 2, 3, 1)
+
+
+def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of a map (B, H, W, C), as the matrix product that it is."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class InvertedDownsample(nn.Module):
@@ -75,12 +81,13 @@ class InvertedDownsample(nn.Module):
         self.conv2 = nn.Conv2d(wide, wide, 3, stride=2, padding=1, groups=wide)
         self.conv3 = nn.Conv2d(wide, out_dim, 1)
         self.norm = nn.BatchNorm2d(out_dim)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, ceil(H/2), ceil(W/2), out_dim)."""
-        x = self.act(self.conv1(x.permute(0, 3, 1, 2)))
-        return self.norm(self.conv3(self.act(self.conv2(x)))).permute(0, 2, 3, 1)
+        x = self.act(pointwise(self.conv1, x)).permute(0, 3, 1, 2)
+        x = self.act(self.conv2(x)).permute(0, 2, 3, 1)
+        return self.norm(pointwise(self.conv3, x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class SpatialMambaBlock(nn.Module):

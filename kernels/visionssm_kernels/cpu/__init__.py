@@ -28,10 +28,12 @@ from .scan import (
     reduce,
 )
 from .simd import LANES
+from .state_fusion import fuse_states
 from .threads import run_tasks
 
 __all__ = [
-    "CHUNK", "route_conv_backward", "route_conv_forward", "routed_scan_backward", "routed_scan_forward", "warmup", "why_not"
+    "CHUNK", "fuse_states", "route_conv_backward", "route_conv_forward", "routed_scan_backward", "routed_scan_forward",
+    "warmup", "why_not",
 ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from .simd import LANES, Emitter, positional
 
 __all__ = [
     "WIDTHS", "enter_rows", "scan_backward", "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_replay", "scan_rows",
-    "scan_rows_adding",
+    "scan_rows_adding", "sum_taps",
 ]  # fmt: skip
 
 _BYTES = 4 * LANES
@@ -175,6 +175,20 @@ def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, addin
         e.store(value, e.offset(h_at, v, _BYTES))
 
 
+def _sum_taps(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
+    rows, shifts, places, weights, pitch, target, taps = arguments
+
+    def tap(i: ir.Value, *totals: ir.Value) -> list[ir.Value]:
+        row, shift = _positions(e, i, rows, shifts)
+        place = e.load(e.b.add(places, shift), ir.IntType(64))
+        source, weight = e.b.add(row, place), e.offset(weights, i, pitch)
+        values, factors = ([e.load(e.offset(at, v, _BYTES)) for v in range(width)] for at in (source, weight))
+        return [e.fma(value, factor, total) for value, factor, total in zip(values, factors, totals, strict=True)]
+
+    for v, total in enumerate(e.loop(taps, [e.constant(0.0)] * width, tap)):
+        e.store(total, e.offset(target, v, _BYTES))
+
+
 def _intrinsic(name: str, count: int, emit: Callable[..., None]) -> Any:
     """A numba intrinsic name(G, *addresses) for a literal number of states G."""
 
@@ -226,3 +240,6 @@ enter_rows = _wide("enter_rows", 14, _enter)
 # steps): everything at once for one state, from rows to rows
 scan_rows = _wide("scan_rows", 17, partial(_scan_rows, adding=False))
 scan_rows_adding = _wide("scan_rows_adding", 17, partial(_scan_rows, adding=True))
+# (W, rows, shifts, places, weights, pitch, target, taps): target = the sum over the taps of weight i, `pitch` bytes apart, times
+# what lies at rows[i] + places[shifts[i]], a shift in bytes; W vectors each
+sum_taps = _wide("sum_taps", 7, _sum_taps)

@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "load_float",
     "load_int",
+    "load_long",
     "mul",
     "operation",
     "positional",
@@ -340,6 +341,12 @@ def store_float(e: Emitter, value: ir.Value, address: ir.Value) -> None:
 def load_int(e: Emitter, address: ir.Value) -> ir.Value:
     """An int32 in memory."""
     return e.b.sext(e.load(address, _I32), _I64)
+
+
+@operation(_i64, _i64)
+def load_long(e: Emitter, address: ir.Value) -> ir.Value:
+    """An int64 in memory."""
+    return e.load(address, _I64)
 
 
 @operation(_void, _i64)

@@ -1,0 +1,87 @@
+"""Restoration and volume models outside eager Python: traced, scripted where that is possible, compiled, exported; autocast.
+
+Every small model of the registry; each is compared with itself in eager mode.
+"""
+
+import io
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import visionssm
+from tests.tolerances import TOLERANCES
+from visionssm.models import pretrained_cfg
+
+TOLERANCE = TOLERANCES[torch.float32]
+SMALL = [n for task in ("restoration", "volume") for n in visionssm.list_models("*nano*", task=task)]
+RESTORERS = list(visionssm.list_models("*nano*", task="restoration"))
+
+
+def model_and_inputs(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A model, an input, and one of another size."""
+    torch.manual_seed(0)
+    model = visionssm.create_model(name).eval()
+    chans, rank = pretrained_cfg(name).input_size[0], len(pretrained_cfg(name).input_size) - 1
+    sizes = ((32, 48), (64, 32)) if rank == 2 else ((32, 16, 16), (16, 32, 48))
+    return model, *(torch.rand(1, chans, *size) for size in sizes)
+
+
+def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    file = io.BytesIO()
+    torch.jit.save(module, file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_traces_and_saves(name: str) -> None:
+    model, x, _ = model_and_inputs(name)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # a trace holds for the traced size
+        traced = reloaded(torch.jit.trace(model, x, check_trace=False))
+        torch.testing.assert_close(traced(x), model(x), **TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_compiles_into_one_graph(name: str) -> None:
+    model, x, _ = model_and_inputs(name)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), **TOLERANCE)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_exports(name: str, tmp_path) -> None:
+    model, x, _ = model_and_inputs(name)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own while exporting
+        torch.export.save(torch.export.export(model, (x,), strict=False), tmp_path / "model.pt2")
+        loaded = torch.export.load(tmp_path / "model.pt2").module()
+        torch.testing.assert_close(loaded(x), model(x), **TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESTORERS)
+def test_restorers_export_with_open_height_and_width(name: str) -> None:
+    """Sides that are multiples of 16, as the U-Nets and the windows have them."""
+    model, x, other = model_and_inputs(name)
+    open_size = ({2: 16 * torch.export.Dim("rows", min=2, max=64), 3: 16 * torch.export.Dim("columns", min=2, max=64)},)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, (x,), dynamic_shapes=open_size, strict=False)
+        torch.testing.assert_close(program.module()(other), model(other), **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_autocast_stays_close(name: str) -> None:
+    model, x, _ = model_and_inputs(name)
+    with torch.no_grad():
+        wanted = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = model(x).float()
+    assert (got - wanted).abs().mean() <= 5e-2 * wanted.abs().mean()
