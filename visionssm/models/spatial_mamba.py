@@ -61,9 +61,9 @@ class ResidualStem(nn.Module):
         return self.norm5(self.conv5(x)).permute(0, 2, 3, 1)
 
 
-def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution of a map (B, H, W, C), as the matrix product that it is."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+    return F.linear(x, weight.flatten(1), bias)
 
 
 class InvertedDownsample(nn.Module):
@@ -85,9 +85,9 @@ class InvertedDownsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, ceil(H/2), ceil(W/2), out_dim)."""
-        x = self.act(pointwise(self.conv1, x)).permute(0, 3, 1, 2)
+        x = self.act(pointwise(x, self.conv1.weight, self.conv1.bias)).permute(0, 3, 1, 2)
         x = self.act(self.conv2(x)).permute(0, 2, 3, 1)
-        return self.norm(pointwise(self.conv3, x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.norm(pointwise(x, self.conv3.weight, self.conv3.bias).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class SpatialMambaBlock(nn.Module):
