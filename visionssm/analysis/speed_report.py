@@ -53,7 +53,7 @@ class Target:
             return [f"{name}: not measured"]
         ratio = loop / own
         lines = [
-            f"{name}: {ratio:.1f} times as fast as with the per-step loop (target {self.loop:.0f}: "
+            f"{name}: {ratio:.1f} times as fast as with the per-step loop (target {self.loop:g}: "
             f"{'met' if ratio >= self.loop else 'MISSED'})"
         ]
         if self.beside:
@@ -61,7 +61,7 @@ class Target:
             share = own / other if other else None
             verdict = "not measured" if share is None else f"{share:.2f} times its time"
             met = "" if share is None else f": {'met' if share <= self.times else 'MISSED'}"
-            lines.append(f"{name} beside {self.beside}: {verdict} (target at most {self.times:.0f}{met})")
+            lines.append(f"{name} beside {self.beside}: {verdict} (target at most {self.times:g}{met})")
         if self.train:
             step = seconds.get((self.model, "training"))
             lines.append(f"{name}, a training step: {'not measured' if not step else f'{step:.1f} s'}")
@@ -69,8 +69,13 @@ class Target:
 
 
 TARGETS = (
-    Target(model="vim_tiny", resolution=224, loop=12),
+    Target(model="vim_tiny", resolution=224, loop=12, beside="deit_tiny_patch16_224", times=2),
+    Target(model="local_vim_tiny", resolution=224, loop=12),
+    Target(model="plain_mamba_l1", resolution=224, loop=12),
     Target(model="vmamba_v0_tiny", resolution=224, loop=20),
+    Target(model="local_vmamba_tiny", resolution=224, loop=20),
+    Target(model="vmamba_tiny_s1l8", resolution=224, loop=6, beside="swin_tiny_patch4_window7_224", times=1.3),
+    Target(model="spatial_mamba_tiny", resolution=224, loop=4),
     Target(model="mambair_light_x2", resolution=64, loop=10, train=True),
     Target(model="segmamba_brats2023", resolution=64, loop=8, beside="swin_unetr", times=2, train=True),
 )

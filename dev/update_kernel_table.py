@@ -1,0 +1,73 @@
+"""Writes the table of kernel timings in kernels/README.md, from the result files in kernels/results.
+
+python -m visionssm_kernels.benchmark --json kernels/results/NAME.json     # on the machine to be shown
+python dev/update_kernel_table.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- kernels: written by dev/update_kernel_table.py -->", "<!-- /kernels -->"
+HEADS = ("shape", "implementation", "forward", "with backward", "of the copy bandwidth", "of the exp throughput")
+
+
+def ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} x" if value >= 10 else f"{value:.1f} x"
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """One machine: what it is, and a row per shape and implementation that was timed."""
+    machine = result["machine"]
+    where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "numba", "triton") if name in machine)
+    lines = [f"{where}; {versions}; float32. Ratios to the loop over steps in the same run:", ""]
+    lines += ["| " + " | ".join(HEADS) + " |", "| --- | --- |" + " ---: |" * (len(HEADS) - 2)]
+    for row in result["timings"]:
+        if row["backend"] == "step loop" or row["forward_s"] is None:
+            continue
+        cells = [
+            result["shapes"][row["shape"]]["what"],
+            row["backend"],
+            ratio(row["forward_ratio"]),
+            ratio(row["both_ratio"]),
+        ]
+        cells += [share(row["of_bandwidth"]), share(row["of_exponentials"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(results: list[dict[str, Any]], before: str) -> str:
+    """The README with its tables anew.
+
+    Raises:
+        ValueError: the README lacks the markers.
+    """
+    head, found, rest = before.partition(START)
+    _, closed, tail = rest.partition(END)
+    if not found or not closed:
+        raise ValueError(f"kernels/README.md has no {START} ... {END}")
+    body = "\n\n".join("\n".join(table(result)) for result in results)
+    return f"{head}{START}\n{body}\n{END}{tail}"
+
+
+def read_results() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "kernels" / "results").glob("*.json"))]
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    path = ROOT / "kernels" / "README.md"
+    path.write_text(page(read_results(), path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
