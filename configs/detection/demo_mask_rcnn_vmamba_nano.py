@@ -7,7 +7,7 @@ _base_ = "./_base_/mask_rcnn_1x.py"
 
 digit_scenes = dict(root="runs/digit_scenes")  # drawn by the tool where they are not there yet
 classes = tuple("0123456789")
-side, width, epochs = 128, 48, 16
+side, width, epochs = 128, 48, 10
 
 model = dict(
     backbone=dict(name="vmamba_nano"),
@@ -15,7 +15,7 @@ model = dict(
     rpn_head=dict(
         in_channels=width,
         feat_channels=width,
-        anchor_generator=dict(scales=[5], ratios=[1.0, 1.6], strides=[4, 8, 16, 32]),
+        anchor_generator=dict(scales=[6], ratios=[1.0, 1.6], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=width),
@@ -37,8 +37,7 @@ train_pipeline = [
     dict(
         type="Albu",
         transforms=[dict(type="RandomBrightnessContrast", p=0.5), dict(type="HueSaturationValue", p=0.5)],
-        bbox_params=dict(type="BboxParams", format="pascal_voc", label_fields=["gt_bboxes_labels", "gt_ignore_flags"]),
-        keymap=dict(img="image", gt_masks="masks", gt_bboxes="bboxes"),
+        keymap=dict(img="image"),  # colours alone: boxes and masks stay where they are
     ),
     dict(type="PackDetInputs"),
 ]
@@ -78,14 +77,14 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=digit_scenes["root"] + "/instances_validation.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=epochs, val_interval=epochs // 4)
+train_cfg = dict(max_epochs=epochs, val_interval=5)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", begin=0, end=epochs, T_max=epochs, by_epoch=True, convert_to_iter_based=True),
 ]
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10))
 default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=epochs // 4, max_keep_ckpts=1, save_best="coco/bbox_mAP_50")
+    logger=dict(interval=25), checkpoint=dict(interval=5, max_keep_ckpts=1, save_best="coco/bbox_mAP_50")
 )
 work_dir = "runs/demo_detection"
 randomness = dict(seed=0)

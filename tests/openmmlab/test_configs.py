@@ -112,6 +112,12 @@ def small(config: Any) -> Any:
         config.model.backbone.img_size = 128
     if config.model.type == "DINO":
         config.model.num_queries = 20
+    if "roi_head" in config.model:
+        for phase in (config.model.train_cfg.rpn_proposal, config.model.test_cfg.rpn):
+            phase.update(nms_pre=50, max_per_img=20)
+        stages = config.model.train_cfg.rcnn
+        for stage in stages if isinstance(stages, list) else [stages]:
+            stage.sampler.num = 8
     return config
 
 
@@ -140,6 +146,7 @@ def test_every_recipe_builds_its_full_model(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")
 @pytest.mark.parametrize("name", SHOWN)
 def test_every_head_learns_and_predicts(name: str) -> None:
     learn_and_predict(small(read(RECIPES[name])))

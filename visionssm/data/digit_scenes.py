@@ -1,6 +1,6 @@
 """Embedded scenes for detection and segmentation: scikit-learn's real digits on scikit-image's photographs, no download.
 
-A scene is a square cut out of a photograph with one to five scans of handwritten digits drawn into it, each in a size, a tilt
+A scene is a square cut out of a photograph with one to four scans of handwritten digits drawn into it, each in a size, a tilt
 and a colour of its own, and nearly no overlap. The splits of the digits and of the photographs keep train and val apart: no
 scan and no photograph is in both. Every scene is a function of its split and number alone.
 
@@ -53,8 +53,8 @@ class SceneSettings:
     side: int = 128
     training: int = 600
     validation: int = 100
-    digits: tuple[int, int] = (1, 5)
-    sizes: tuple[int, int] = (26, 56)
+    digits: tuple[int, int] = (1, 4)
+    sizes: tuple[int, int] = (36, 68)
 
 
 def draw_scenes(

@@ -1,0 +1,190 @@
+"""Training, resuming, evaluating and predicting through the tools, on a few embedded scenes; every error in one line."""
+
+import importlib.util
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visionssm.data.digit_scenes import SceneSettings, write_digit_scenes
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = {
+    "detection": ROOT / "configs/detection/demo_mask_rcnn_vmamba_nano.py",
+    "segmentation": ROOT / "configs/segmentation/demo_upernet_vmamba_nano.py",
+}
+SCENES = SceneSettings(training=8, validation=4)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digit_scenes(tmp_path_factory.mktemp("scenes"), SCENES)
+
+
+def command(task: str, scenes: Path, output: Path, *more: object, epochs: int = 1) -> list[str]:
+    """Arguments for a short training on these scenes."""
+    data = [f"{part}_dataloader.dataset.data_root={scenes}" for part in ("train", "val", "test")]
+    words = [f"digit_scenes.root={scenes}", "+digit_scenes.training=8", "+digit_scenes.validation=4", *data]
+    if task == "detection":
+        words += [f"{part}_evaluator.ann_file={scenes}/instances_validation.json" for part in ("val", "test")]
+        words += [f"train_cfg.max_epochs={epochs}", "train_cfg.val_interval=1", "default_hooks.checkpoint.interval=1"]
+    else:
+        words += [f"train_cfg.max_iters={epochs}", "train_cfg.val_interval=1", "default_hooks.checkpoint.interval=1"]
+    return [str(CONFIGS[task]), *words, "--work-dir", str(output), "--pictures", "2", "--cpu", *map(str, more)]
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Runs a tool's main part as its command line would."""
+    spec = importlib.util.spec_from_file_location("__main__", ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    if hasattr(tool, "main"):
+        tool.main()
+
+
+@pytest.fixture(scope="module", params=["detection", "segmentation"])
+def trained(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A run of one epoch or step."""
+    output = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(f"train_{request.param}", monkeypatch, *command(request.param, scenes, output))
+    return request.param, output
+
+
+def test_a_run_leaves_metrics_pictures_and_tensorboard(trained: tuple[str, Path]) -> None:
+    task, output = trained
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["task"] == task
+    assert {"detection": "coco/segm_mAP_50", "segmentation": "mIoU"}[task] in metrics["scores"]
+    assert json.loads((output / "config.json").read_text())["checkpoint"] == metrics["checkpoint"]
+    picture = np.asarray(Image.open(output / "predictions.png"))
+    assert picture.shape[1] > 4 * 384
+    assert picture[:384].std() > 20
+    assert list(output.glob("*/vis_data/events.out.tfevents.*"))
+
+
+def test_evaluation_gives_the_figures_of_the_training(trained, monkeypatch, tmp_path: Path) -> None:
+    _, output = trained
+    run("evaluate", monkeypatch, output, "--json", tmp_path / "scores.json", "--pictures", tmp_path / "p.png", "--cpu")
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert scores == json.loads((output / "metrics.json").read_text())["scores"]
+    assert (tmp_path / "p.png").is_file()
+
+
+def test_prediction_draws_and_writes_figures(trained, scenes: Path, monkeypatch, tmp_path: Path, capsys) -> None:
+    task, output = trained
+    images = tmp_path / "images"
+    shutil.copytree(scenes / "images" / "validation", images)
+    (images / "broken.png").write_bytes(b"broken")
+    more = ["--threshold", "0.0"] if task == "detection" else []
+    arguments = [output, images, "--output", tmp_path / "found", "--json", tmp_path / "f.json", "--cpu", *more]
+    with pytest.raises(SystemExit, match=r"error: cannot read image .*broken\.png.*--skip-corrupt"):
+        run("predict", monkeypatch, *arguments)
+    run("predict", monkeypatch, *arguments, "--skip-corrupt")
+    assert "skipped: cannot read image" in capsys.readouterr().out
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert [Path(entry["image"]).name for entry in found] == [f"{i:04}.png" for i in range(4)]
+    for entry in found:
+        name = Path(entry["image"]).stem
+        assert Image.open(tmp_path / "found" / f"{name}.png").width == 384
+        if task == "segmentation":
+            assert sum(entry["pixels"].values()) == pytest.approx(1)
+            labels = np.asarray(Image.open(tmp_path / "found" / f"{name}_labels.png"))
+            assert labels.shape == (128, 128)
+            assert labels.max() <= 10
+    if task == "detection":
+        assert all(set(o) == {"class", "score", "box"} for entry in found for o in entry["objects"])
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(trained, scenes: Path, monkeypatch) -> None:
+    task, output = trained
+    with pytest.raises(SystemExit, match=r"error: .* already holds a run; continue it with --resume auto"):
+        run(f"train_{task}", monkeypatch, *command(task, scenes, output))
+
+
+def test_a_killed_training_resumes(scenes: Path, monkeypatch, tmp_path: Path) -> None:
+    """Killed without warning in its second epoch, it goes on from the first and does not train that again."""
+    output = tmp_path / "run"
+    arguments = command("detection", scenes, output, epochs=50)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tools" / "train_detection.py", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (output / "last_checkpoint").is_file():
+        assert process.poll() is None
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    begun = torch.load(Path((output / "last_checkpoint").read_text()), weights_only=False)["meta"]["epoch"]
+    arguments = command("detection", scenes, output, "--resume", "auto", epochs=begun + 1)
+    run("train_detection", monkeypatch, *arguments)
+    log = max(output.glob("*/*.log")).read_text()
+    assert f"Epoch(train) [{begun + 1}]" in log.replace("  ", " ") or f"resumed epoch: {begun}" in log
+    assert f"Epoch(train) [{begun}]" not in log.replace("  ", " ")
+    assert json.loads((output / "metrics.json").read_text())["scores"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train_cfg.max_epoch=3"], r"train_cfg has no 'max_epoch'; did you mean max_epochs"),
+        (["train_cfg.max_epochs"], "not of the form key=value"),
+        (["model.backbone.name=vmamba_nanoo"], "did you mean vmamba_nano"),
+        (["train_dataloader.dataset.ann_file=nowhere.json"], r"no such file: .*nowhere\.json"),
+        (["val_dataloader.dataset.ann_file=nowhere.json"], r"no such file: .*nowhere\.json"),
+        (
+            ["model.roi_head.mask_head.num_classes=7"],
+            r"roi_head\.mask_head has 7 classes, the data 10 \(0, 1, 2, 3, 4, \.\.\.\): set model\.roi_head\.mask_head",
+        ),
+        (["train_dataloader.dataset.metainfo.classes=('cat','dog')"], "has 10 classes, the data 2 "),
+        (["load_from=nowhere.pth"], "no checkpoint file at nowhere.pth"),
+        (["--resume", "nowhere.pth"], "--resume nowhere.pth: no such checkpoint"),
+        (["--precision", "bf16"], "needs a GPU"),
+    ],
+)
+def test_errors_are_one_line(words: list[str], message: str, scenes: Path, monkeypatch, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=message) as caught:
+        run("train_detection", monkeypatch, *command("detection", scenes, tmp_path / "run"), *words)
+    assert str(caught.value).startswith("error: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_classifiers_weights_are_no_detectors(scenes: Path, monkeypatch, tmp_path: Path) -> None:
+    torch.save({"model": {"stem.conv1.weight": torch.zeros(1)}}, tmp_path / "classifier.pth")
+    words = [f"load_from={tmp_path / 'classifier.pth'}"]
+    with pytest.raises(SystemExit, match=r"holds no detector .*model\.backbone\.init_cfg"):
+        run("train_detection", monkeypatch, *command("detection", scenes, tmp_path / "run"), *words)
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_corrupt_image_is_named(task: str, scenes: Path, monkeypatch, tmp_path: Path) -> None:
+    broken = tmp_path / "scenes"
+    shutil.copytree(scenes, broken)
+    for path in (broken / "images" / "training").iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(SystemExit, match=r"error: corrupt image: .*training/\d+\.png"):
+        run(f"train_{task}", monkeypatch, *command(task, broken, tmp_path / "run"))
+
+
+def test_a_config_of_the_other_task(monkeypatch, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="is for segmentation; this is for detection"):
+        run("train_detection", monkeypatch, CONFIGS["segmentation"], "--work-dir", tmp_path)
+    with pytest.raises(SystemExit, match=r"no config at nowhere\.py"):
+        run("train_detection", monkeypatch, "nowhere.py", "--work-dir", tmp_path)
+    with pytest.raises(SystemExit, match="is a config: give its weights, --checkpoint FILE"):
+        run("evaluate", monkeypatch, CONFIGS["detection"], "--cpu")
