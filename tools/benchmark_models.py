@@ -3,6 +3,7 @@
 python tools/benchmark_models.py vim_tiny "vmamba_*_tiny" --resolutions 224 384 512 768 1024 1248
 python tools/benchmark_models.py vim_tiny --device cuda --precision bfloat16 --batch 64 --modes inference training
 python tools/benchmark_models.py segmamba_brats2023 --resolutions 64 96 128 --modes inference training checkpointed
+python tools/benchmark_models.py configs/detection/mask_rcnn_*_1x.py --no-baselines --resolutions 1024
 python tools/benchmark_models.py --targets        one image, float32, CPU, against the loop over the scan's steps; 1 training step
 
 The baselines swin_tiny, convnext_tiny, deit_tiny, deit_small and mambaout_tiny run along with classifiers, MONAI's swin_unetr
@@ -43,7 +44,9 @@ def positive(text: str) -> int:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="names of visionssm or timm, or shell patterns over visionssm's")
+    parser.add_argument(
+        "models", nargs="*", help="names of visionssm or timm, shell patterns over visionssm's, configs"
+    )
     parser.add_argument("--no-baselines", action="store_true", help="only the models that are named")
     parser.add_argument("--resolutions", type=positive, nargs="+", default=[224], metavar="PIXELS")
     parser.add_argument(

@@ -124,7 +124,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_operations(model: nn.Module, input_size: Sequence[int]) -> Operations:
+def count_operations(model: nn.Module, input_size: Sequence[int], *, compute: bool = False) -> Operations:
     """Operations of one forward pass over one image, in evaluation mode.
 
     Runs on shapes alone, whatever device the model is on ("meta" will do). A layer that has a merged form for evaluation is
@@ -133,6 +133,7 @@ def count_operations(model: nn.Module, input_size: Sequence[int]) -> Operations:
     Args:
         model: of this package or of timm.
         input_size: (C, H, W) or (C, D, H, W).
+        compute: run the model for real, where it is, on noise: for detectors, whose work depends on what they find.
 
     Raises:
         ValueError: the model does not take such an image.
@@ -142,10 +143,15 @@ def count_operations(model: nn.Module, input_size: Sequence[int]) -> Operations:
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     try:
         # not fused attention, which has formulas for GPUs only; "numba", because plain torch would hide the scan's operator
-        with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), use_backend("numba"):
-            state = {name: torch.empty(value.shape, dtype=value.dtype, device="cpu") for name, value in named}
-            with FlopCounterMode(display=False, custom_mapping=formulas.mapping()) as counter:
-                functional_call(model.eval(), state, (torch.empty(1, *input_size, device="cpu"),))
+        counter = FlopCounterMode(display=False, custom_mapping=formulas.mapping())
+        if compute:
+            with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                model.eval()(torch.randn(1, *input_size, device=named[0][1].device))
+        else:
+            with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), use_backend("numba"):
+                state = {name: torch.empty(value.shape, dtype=value.dtype, device="cpu") for name, value in named}
+                with counter:
+                    functional_call(model.eval(), state, (torch.empty(1, *input_size, device="cpu"),))
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"{type(model).__name__} takes no {tuple(input_size)}: {_first_line(error)}") from error
     finally:

@@ -138,7 +138,12 @@ def resolve_models(names: Sequence[str]) -> list[str]:
             if not matches:
                 raise ValueError(f"no model of visionssm fits {name!r}")
             found += matches
-        elif name in ours or name in VOLUME_BASELINES or timm.is_model(name):
+        elif (
+            name in ours
+            or name in VOLUME_BASELINES
+            or timm.is_model(name)
+            or (name.endswith(".py") and Path(name).is_file())
+        ):
             found.append(name)
         else:
             known = [*ours, *BASELINES, *VOLUME_BASELINES, *timm.list_models()]
@@ -220,6 +225,8 @@ class _Subject:
 
 
 def _build(name: str, resolution: int, setting: Setting) -> _Subject:
+    if name.endswith(".py"):
+        return _build_dense(name, resolution, setting)
     ours, monais = name in visionssm.list_models(), name in VOLUME_BASELINES
     cfg = pretrained_cfg(name) if ours else None if monais else get_pretrained_cfg(name)
     shape = (VOLUME_CHANNELS, 0, 0, 0) if cfg is None else cfg.input_size
@@ -241,6 +248,22 @@ def _build(name: str, resolution: int, setting: Setting) -> _Subject:
     except (ValueError, RuntimeError, AssertionError, MemoryError, ModuleNotFoundError) as error:
         return _Subject(replace(result, problem=_reason(error)))
     return _Subject(result, model, run, size)
+
+
+def _build_dense(path: str, resolution: int, setting: Setting) -> _Subject:
+    """A detector or segmentor, of a config; it takes images of any shape, here square ones."""
+    from visionssm.engine.openmmlab import WholeModel  # needs visionssm[openmmlab]
+
+    result = Result(model=Path(path).stem, mode="latency", resolution=resolution, batch=1)
+    size = (3, resolution, resolution)
+    try:
+        model = WholeModel(path)
+        operations = count_operations(model, size, compute=True)
+        result = replace(result, parameters=count_parameters(model), macs=operations.macs, flops=operations.papers)
+    except (ValueError, RuntimeError, AssertionError, MemoryError, ModuleNotFoundError) as error:
+        return _Subject(replace(result, problem=_reason(error)))
+    model = model.to(setting.device)
+    return _Subject(result, model, torch.compile(model) if setting.compile else model, size)
 
 
 def _one_pass(subject: _Subject, image: torch.Tensor, mode: Mode, setting: Setting) -> None:

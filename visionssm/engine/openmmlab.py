@@ -29,6 +29,7 @@ from visionssm.engine.checkpoint import write_atomic
 
 __all__ = [
     "Task",
+    "WholeModel",
     "build_model",
     "find_model",
     "load_weights",
@@ -405,6 +406,45 @@ def task_of_config(path: Path) -> Task:
         if scope == wanted:
             return task  # pyright: ignore[reportReturnType]
     raise UserError(f"{path} is for neither detection nor segmentation: its default_scope is {scope!r}")
+
+
+class WholeModel(nn.Module):
+    """A config's detector or segmentor as a function of images alone, for measuring; heads run on their own proposals.
+
+    Args:
+        path: config file; its weights are random, and nothing is downloaded.
+
+    Raises:
+        UserError: it cannot be read or built.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.task: Task = task_of_config(Path(path))
+        config = open_config(path, self.task)
+        config.model.backbone.pop("init_cfg", None)
+        self.model = build_model(config, self.task)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W), normalised -> the mean of every output."""
+        size = (x.shape[2], x.shape[3])
+        shapes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), size)
+        sample = importlib.import_module(f"{SCOPES[self.task]}.structures")
+        kind = sample.DetDataSample if self.task == "detection" else sample.SegDataSample
+        samples = [kind(metainfo={**shapes, "scale_factor": (1.0, 1.0)}) for _ in x]
+        outputs = self.model(x, samples, mode="tensor")
+        return torch.stack([part.float().mean() for part in _tensors(outputs) if part.numel()])
+
+
+def _tensors(outputs: Any) -> Iterator[torch.Tensor]:
+    if isinstance(outputs, torch.Tensor):
+        if outputs.is_floating_point():
+            yield outputs
+    elif isinstance(outputs, dict):
+        yield from _tensors(list(outputs.values()))
+    elif isinstance(outputs, (list, tuple)):
+        for output in outputs:
+            yield from _tensors(output)
 
 
 def _unwrapped(model: Any) -> Any:
