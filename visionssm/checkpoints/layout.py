@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["CheckpointError", "Layout"]
+__all__ = ["BASICSR_RENAMES", "CheckpointError", "Layout"]
 
 
 class CheckpointError(ValueError):
@@ -75,3 +75,46 @@ class Layout:
                 raise CheckpointError(f"{name!r} is stacked from routes, but these have different shapes: {shapes}")
             single[name] = torch.stack([slices[i] for i in range(len(slices))])
         return single
+
+
+BASICSR_RENAMES: tuple[tuple[str, str], ...] = (
+    (r"^(module\.)+", ""),
+    # the plain model
+    (r"^patch_embed\.norm\.", "norm_first."),
+    (r"^conv_after_body\.", "conv_body."),
+    (r"^conv_before_upsample\.0\.", "head.conv_before."),
+    (r"^(upsample|conv_last)\.", r"head.\1."),
+    (r"^layers\.(\d+)\.residual_group\.blocks\.", r"groups.\1.blocks."),
+    (r"^layers\.(\d+)\.conv\.", r"groups.\1.conv."),
+    # the U-Net
+    (r"^patch_embed\.proj\.", "conv_first."),
+    (r"^encoder_level1\.", "encoder.0.blocks."),
+    (r"^encoder_level2\.", "encoder.1.blocks."),
+    (r"^encoder_level3\.", "encoder.2.blocks."),
+    (r"^latent\.", "encoder.3.blocks."),
+    (r"^down1_2\.body\.0\.", "encoder.1.downsample.conv."),
+    (r"^down2_3\.body\.0\.", "encoder.2.downsample.conv."),
+    (r"^down3_4\.body\.0\.", "encoder.3.downsample.conv."),
+    (r"^up4_3\.body\.0\.", "ups.0.conv."),
+    (r"^up3_2\.body\.0\.", "ups.1.conv."),
+    (r"^up2_1\.body\.0\.", "ups.2.conv."),
+    (r"^reduce_chan_level3\.", "reduce.0."),
+    (r"^reduce_chan_level2\.", "reduce.1."),
+    (r"^decoder_level3\.", "decoder.0.blocks."),
+    (r"^decoder_level2\.", "decoder.1.blocks."),
+    (r"^decoder_level1\.", "decoder.2.blocks."),
+    (r"^refinement\.", "refinement.blocks."),
+    (r"^output\.", "conv_last."),
+    # the block
+    (r"\.skip_scale$", ".scale1"),
+    (r"\.skip_scale2$", ".scale2"),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.self_attention\.", ".mixer."),
+    (r"\.conv2d\.", ".conv."),
+    (r"\.x_proj_weight$", ".x_proj"),
+    (r"\.dt_projs_weight$", ".dt_proj"),
+    (r"\.dt_projs_bias$", ".dt_bias"),
+    (r"\.A_logs$", ".A_log"),
+    (r"\.Ds$", ".D"),
+)
+"""Of the restoration networks that are built on BasicSR: MambaIR, and MaIR after it."""

@@ -7,17 +7,26 @@ Source of the shapes: SwinIR (arXiv 2108.10257) for the plain frame, Restormer (
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from .hierarchical import Stage
 
-__all__ = ["ResidualGroup", "RestorationModel", "RestorationUNet", "Upsampler", "pad_to_multiple"]
+__all__ = [
+    "GroupedRestorationModel",
+    "ResidualGroup",
+    "RestorationModel",
+    "RestorationUNet",
+    "ScaledBlock",
+    "Upsampler",
+    "pad_to_multiple",
+]
 
 Upsampler: TypeAlias = Literal["pixelshuffle", "pixelshuffledirect", "nearest+conv", "none"]
 
@@ -66,6 +75,29 @@ class ResidualGroup(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         y = cast(Tensor, checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x))
         return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ScaledBlock(nn.Module):
+    """Abstract: x * scale + mixer(norm x), then x * scale + a branch over norm x that a family adds; (B, H, W, C) in and out.
+
+    Args:
+        dim: C.
+        mixer: (B, H, W, C) -> (B, H, W, C).
+        drop_path: rate of stochastic depth, for the mixer only.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, drop_path: float) -> None:
+        super().__init__()
+        self.scale1 = nn.Parameter(torch.ones(dim))
+        self.norm1 = nn.LayerNorm(dim)
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path)
+        self.scale2 = nn.Parameter(torch.ones(dim))
+        self.norm2 = nn.LayerNorm(dim)
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The first half."""
+        return x * self.scale1 + self.drop_path(self.mixer(self.norm1(x)))
 
 
 class _ShuffleHead(nn.Module):
@@ -211,6 +243,59 @@ class RestorationModel(nn.Module):
             out = image + out
         out = out / self.img_range + self.mean
         return out[..., :height, :width].contiguous()
+
+
+class GroupedRestorationModel(RestorationModel):
+    """Abstract: the plain frame around residual groups of blocks. A family says what a block is.
+
+    Args:
+        in_chans, dim, upscale, upsampler, img_range: as in `RestorationModel`.
+        depths: blocks of each group.
+        block: a new block from its number, over all groups, and its rate of stochastic depth.
+        drop_path_rate: rate of the last block, falling linearly to 0 at the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_chans: int,
+        dim: int,
+        depths: tuple[int, ...],
+        block: Callable[[int, float], nn.Module],
+        upscale: int,
+        upsampler: Upsampler,
+        img_range: float,
+        drop_path_rate: float,
+    ) -> None:
+        last = max(sum(depths) - 1, 1)
+        numbers = iter(range(sum(depths)))
+
+        def group(depth: int) -> nn.Module:
+            return ResidualGroup(
+                dim, [block(number, drop_path_rate * number / last) for number in islice(numbers, depth)]
+            )
+
+        super().__init__(
+            in_chans=in_chans,
+            dim=dim,
+            groups=[group(depth) for depth in depths],
+            upscale=upscale,
+            upsampler=upsampler,
+            img_range=img_range,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, in_chans, upscale * H, upscale * W).
+
+        Raises:
+            ValueError: `x` is not of that shape.
+        """
+        return self.restore(x, self._body)
+
+    def _body(self, x: Tensor) -> Tensor:
+        for group in self.groups:
+            x = group(x)
+        return x
 
 
 class _Down(nn.Module):

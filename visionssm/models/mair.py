@@ -13,14 +13,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin
 from visionssm.checkpoints.mair import LAYOUT
-from visionssm.layers import ResidualGroup, RestorationModel, RestorationUNet, Upsampler
+from visionssm.layers.restoration import GroupedRestorationModel, RestorationUNet, ScaledBlock, Upsampler
 from visionssm.mixers import ImageScan, ShuffleMerge
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.scans import ScanOrder
@@ -30,7 +29,7 @@ from ._registry import build, register
 __all__ = ["MaIR", "MaIRUNet"]
 
 
-class MaIRBlock(nn.Module):
+class MaIRBlock(ScaledBlock):
     """x * scale + mixer(norm x), then x * scale + mlp(norm x).
 
     Args:
@@ -52,11 +51,8 @@ class MaIRBlock(nn.Module):
         mlp_ratio: float,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
         d_inner = int(ssm_ratio * dim)
-        self.scale1 = nn.Parameter(torch.ones(dim))
-        self.norm1 = nn.LayerNorm(dim)
-        self.mixer = ImageScan(
+        mixer = ImageScan(
             dim,
             scan=scan,
             d_inner=d_inner,
@@ -64,18 +60,16 @@ class MaIRBlock(nn.Module):
             dt_rank=math.ceil(dim / 16),
             merge=ShuffleMerge(d_inner, scan.num_routes),
         )
-        self.drop_path = DropPath(drop_path)
-        self.scale2 = nn.Parameter(torch.ones(dim))
-        self.norm2 = nn.LayerNorm(dim)
+        super().__init__(dim, mixer, drop_path)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = x * self.scale1 + self.drop_path(self.mixer(self.norm1(x)))
+        x = self.mix(x)
         return x * self.scale2 + self.mlp(self.norm2(x))
 
 
-class MaIR(PretrainedMixin, RestorationModel):
+class MaIR(PretrainedMixin, GroupedRestorationModel):
     """MaIR at one resolution: super-resolution and denoising. Images are in 0..1.
 
     Args:
@@ -110,43 +104,21 @@ class MaIR(PretrainedMixin, RestorationModel):
         drop_path_rate: float = 0.1,
     ) -> None:
         if isinstance(scan, (list, tuple)):
-            scans = iter(layer_scans(scan, sum(depths)))
+            scans = layer_scans(scan, sum(depths))
         else:  # the schedule begins anew in every group
-            scans = iter([order for depth in depths for order in layer_scans(scan, depth)])
-        last = max(sum(depths) - 1, 1)
-        rates = iter([drop_path_rate * i / last for i in range(sum(depths))])
-
-        def block() -> nn.Module:
-            return MaIRBlock(
-                dim,
-                scan=next(scans),
-                d_state=d_state,
-                ssm_ratio=ssm_ratio,
-                mlp_ratio=mlp_ratio,
-                drop_path=next(rates),
-            )
-
+            scans = [order for depth in depths for order in layer_scans(scan, depth)]
         super().__init__(
             in_chans=in_chans,
             dim=dim,
-            groups=[ResidualGroup(dim, [block() for _ in range(depth)]) for depth in depths],
+            depths=depths,
+            block=lambda number, rate: MaIRBlock(
+                dim, scan=scans[number], d_state=d_state, ssm_ratio=ssm_ratio, mlp_ratio=mlp_ratio, drop_path=rate
+            ),
             upscale=upscale,
             upsampler=upsampler,
             img_range=img_range,
+            drop_path_rate=drop_path_rate,
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) -> (B, in_chans, upscale * H, upscale * W).
-
-        Raises:
-            ValueError: `x` is not of that shape.
-        """
-        return self.restore(x, self._body)
-
-    def _body(self, x: Tensor) -> Tensor:
-        for group in self.groups:
-            x = group(x)
-        return x
 
 
 class MaIRUNet(PretrainedMixin, RestorationUNet):

@@ -13,14 +13,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from timm.layers import DropPath, SEModule
+from timm.layers import SEModule
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin
 from visionssm.checkpoints.mambair import LAYOUT
-from visionssm.layers import ResidualGroup, RestorationModel, RestorationUNet, Upsampler
+from visionssm.layers.restoration import GroupedRestorationModel, RestorationUNet, ScaledBlock, Upsampler
 from visionssm.mixers import ImageScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.scans import ScanOrder
@@ -50,7 +49,7 @@ def _light_conv_attention(dim: int) -> nn.Sequential:
     )
 
 
-class MambaIRBlock(nn.Module):
+class MambaIRBlock(ScaledBlock):
     """x * scale + mixer(norm x), then x * scale + conv(norm x).
 
     Args:
@@ -72,24 +71,17 @@ class MambaIRBlock(nn.Module):
         light: bool = False,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.scale1 = nn.Parameter(torch.ones(dim))
-        self.norm1 = nn.LayerNorm(dim)
-        self.mixer = ImageScan(
-            dim, scan=scan, d_inner=int(ssm_ratio * dim), d_state=d_state, dt_rank=math.ceil(dim / 16)
-        )
-        self.drop_path = DropPath(drop_path)
-        self.scale2 = nn.Parameter(torch.ones(dim))
-        self.norm2 = nn.LayerNorm(dim)
+        mixer = ImageScan(dim, scan=scan, d_inner=int(ssm_ratio * dim), d_state=d_state, dt_rank=math.ceil(dim / 16))
+        super().__init__(dim, mixer, drop_path)
         self.conv = _light_conv_attention(dim) if light else _conv_attention(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = x * self.scale1 + self.drop_path(self.mixer(self.norm1(x)))
+        x = self.mix(x)
         return x * self.scale2 + self.conv(self.norm2(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class MambaIR(PretrainedMixin, RestorationModel):
+class MambaIR(PretrainedMixin, GroupedRestorationModel):
     """MambaIR at one resolution: super-resolution, denoising, removal of JPEG artefacts. Images are in 0..1.
 
     Args:
@@ -123,41 +115,19 @@ class MambaIR(PretrainedMixin, RestorationModel):
         img_range: float = 1.0,
         drop_path_rate: float = 0.1,
     ) -> None:
-        scans = iter(layer_scans(scan, sum(depths)))
-        last = max(sum(depths) - 1, 1)
-        rates = iter([drop_path_rate * i / last for i in range(sum(depths))])
-
-        def block() -> nn.Module:
-            return MambaIRBlock(
-                dim,
-                scan=next(scans),
-                d_state=d_state,
-                ssm_ratio=ssm_ratio,
-                light=light,
-                drop_path=next(rates),
-            )
-
+        scans = layer_scans(scan, sum(depths))
         super().__init__(
             in_chans=in_chans,
             dim=dim,
-            groups=[ResidualGroup(dim, [block() for _ in range(depth)]) for depth in depths],
+            depths=depths,
+            block=lambda number, rate: MambaIRBlock(
+                dim, scan=scans[number], d_state=d_state, ssm_ratio=ssm_ratio, light=light, drop_path=rate
+            ),
             upscale=upscale,
             upsampler=upsampler,
             img_range=img_range,
+            drop_path_rate=drop_path_rate,
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) -> (B, in_chans, upscale * H, upscale * W).
-
-        Raises:
-            ValueError: `x` is not of that shape.
-        """
-        return self.restore(x, self._body)
-
-    def _body(self, x: Tensor) -> Tensor:
-        for group in self.groups:
-            x = group(x)
-        return x
 
 
 class MambaIRUNet(PretrainedMixin, RestorationUNet):
