@@ -125,7 +125,7 @@ def _place(
 
 def _box_of(mask: np.ndarray) -> np.ndarray:
     """The smallest box around a mask, as a mask."""
-    return np.logical_and.outer(_span(mask.any(1)), _span(mask.any(0)))
+    return np.logical_and.outer(_span(mask.max(1)), _span(mask.max(0)))
 
 
 def _span(line: np.ndarray) -> np.ndarray:

@@ -126,7 +126,9 @@ def open_runner(config: Any) -> Any:
 
     scenes = config.get("digit_scenes")
     if scenes is not None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in scenes.items()}
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in scenes.items()
+        }
         write_digit_scenes(settings.pop("root"), SceneSettings(**settings))
     try:
         runner = Runner.from_cfg(config)
@@ -357,11 +359,11 @@ def find_model(
     path = Path(source)
     if path.is_dir():
         card = json.loads((path / CARD).read_text())
-        task, path, checkpoint = card["task"], path / card["config"], checkpoint or path / card["checkpoint"]
-    else:
-        task = task_of_config(path)
-        if checkpoint is None:
-            raise UserError(f"{source} is a config: give its weights, --checkpoint FILE")
+        weights = Path(checkpoint or path / card["checkpoint"])
+        return open_config(path / card["config"], card["task"], overrides), weights, card["task"]
+    task = task_of_config(path)
+    if checkpoint is None:
+        raise UserError(f"{source} is a config: give its weights, --checkpoint FILE")
     return open_config(path, task, overrides), Path(checkpoint), task
 
 

@@ -141,7 +141,7 @@ class Finder:
             self.model.cuda()
         dataset = config.test_dataloader.dataset
         meta = {**getattr(DATASETS.get(dataset.type), "METAINFO", {}), **(dataset.get("metainfo") or {})}
-        self.classes: Sequence[str] = meta["classes"]
+        self.classes: list[str] = list(meta["classes"])
         self.palette = meta.get("palette") or [_colour(i) for i in range(len(self.classes))]
         self.pipeline = Compose([step for step in dataset.pipeline if step["type"] != "LoadAnnotations"])
 

@@ -127,6 +127,7 @@ class BackboneModule(BaseModule):
         if self._is_init or self.init_cfg is None:
             self._is_init = True
             return
+        assert isinstance(self.init_cfg, dict)
         checkpoint = str(self.init_cfg["checkpoint"])
         base = checkpoint.partition(".")[0]
         if Path(checkpoint).is_file() or checkpoint.startswith(("http://", "https://")):
