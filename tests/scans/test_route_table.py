@@ -13,6 +13,7 @@ from visionssm import scans
 from visionssm.scans import registry, table
 
 PLANAR = scans.list_scans(ndim=2)
+TABLES = [name for name in scans.list_scans() if not scans.create_scan(name).content]
 
 
 class Gather(nn.Module):
@@ -39,7 +40,7 @@ def image(*size: int) -> Tensor:
     return torch.randn(2, *size, 3)
 
 
-@pytest.mark.parametrize("name", scans.list_scans())
+@pytest.mark.parametrize("name", TABLES)
 def test_eager(name: str) -> None:
     scan = scans.create_scan(name)
     size = {1: (23,), 2: (5, 8), 3: (2, 3, 5)}[scan.ndim]
@@ -50,7 +51,7 @@ def test_eager(name: str) -> None:
     assert torch.equal(scans.RouteTable(scan)(image(*size)), found)
 
 
-@pytest.mark.parametrize("name", scans.list_scans())
+@pytest.mark.parametrize("name", TABLES)
 def test_fake_has_the_shape_of_the_real(name: str) -> None:
     scan = scans.create_scan(name)
     size = {1: (23,), 2: (5, 8), 3: (2, 3, 5)}[scan.ndim]

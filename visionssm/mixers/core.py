@@ -68,14 +68,17 @@ class ScanCore(nn.Module):
             self.A_log.copy_(init_A_log(*self.A_log.shape))
             self.D.fill_(1.0)
 
-    def scan_tokens(self, u_BLKD: Tensor, order_KT: Tensor | None, merge: str, shared: bool) -> Tensor:
+    def scan_tokens(
+        self, u_BLKD: Tensor, order_KT: Tensor | None, merge: str, shared: bool, prompt_BLN: Tensor | None = None
+    ) -> Tensor:
         """The scan along every route.
 
         Args:
             u_BLKD: (B, L, Ku, D).
-            order_KT: integer (K, T), the position visited at each step.
+            order_KT: integer (K, T), or (B, K, T) for a table per image, the position visited at each step.
             merge: "sum" adds the routes up, "none" keeps them apart.
             shared: whether Ku is 1: one product then projects for all routes.
+            prompt_BLN: added to the readout C of every route.
 
         Returns:
             (B, L, D) or (B, L, K, D).
@@ -86,5 +89,7 @@ class ScanCore(nn.Module):
         else:
             proj = project_routes(u_BLKD, self.x_proj)
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
+        if prompt_BLN is not None:
+            C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
         delta_BLKD = project_routes(dt_low, self.dt_proj)
         return self.kernel(u_BLKD, delta_BLKD, self.A_log, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)

@@ -7,16 +7,22 @@ Legend: B batch, S spatial sizes, L = prod(S), C block width, D inner width, N s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
 
 from visionssm.scans import RouteTable, ScanOrder
 
+from .content import content_routes
 from .core import ScanCore
 from .functional import take_routes
+from .merges import create_merge
 
 __all__ = ["ImageScan"]
 
 _CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
+_linear = partial(nn.Linear, bias=False)
 
 
 class ImageScan(ScanCore):
@@ -32,7 +38,9 @@ class ImageScan(ScanCore):
         conv_size: side of the depthwise kernel, odd.
         conv_bias: whether the depthwise convolution has a bias.
         gate: whether in_proj also gives a gate z that multiplies the normed output by SiLU(z).
-        merge: joins the routes, (B, L, K, D) -> (B, L, D); None adds them up inside the kernel.
+        merge: joins the routes, (B, L, K, D) -> (B, L, D); a module or a name of `MERGES`. None and "sum" add them up inside
+            the kernel. With channel groups it joins the routes of each group, one module for all, and groups are concatenated.
+        project: makes in_proj and out_proj from their numbers of channels, (B, *S, C) -> (B, *S, C').
         unscan: as a table over the routes, where `merge` finds the output for each position; None where the scan puts it.
     """
 
@@ -47,7 +55,8 @@ class ImageScan(ScanCore):
         conv_size: int = 3,
         conv_bias: bool = True,
         gate: bool = True,
-        merge: nn.Module | None = None,
+        project: Callable[[int, int], nn.Module] = _linear,
+        merge: nn.Module | str | None = None,
         unscan: ScanOrder | None = None,
     ) -> None:
         if scan.ndim not in _CONVS:
@@ -56,24 +65,27 @@ class ImageScan(ScanCore):
             raise ValueError(f"{scan!r} restarts the state inside a route, which ImageScan does not do")
         if d_inner % scan.groups:
             raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which d_inner={d_inner} is not")
-        if merge is not None and scan.groups > 1:
-            raise ValueError(f"{scan!r} concatenates its {scan.groups} channel groups, so merge must be None")
+        if isinstance(merge, str):
+            joined = scan.num_routes // scan.groups
+            merge = None if merge == "sum" else create_merge(merge, d_inner // scan.groups, joined)
         super().__init__(routes=scan.num_routes, channels=d_inner // scan.groups, d_state=d_state, dt_rank=dt_rank)
         self.groups = scan.groups
         self.gated = gate
-        self.in_proj = nn.Linear(dim, 2 * d_inner if gate else d_inner, bias=False)
+        self.in_proj = project(dim, 2 * d_inner if gate else d_inner)
         self.conv = _CONVS[scan.ndim](
             d_inner, d_inner, conv_size, padding=conv_size // 2, groups=d_inner, bias=conv_bias
         )
         self.act = nn.SiLU()
-        self.route_table = RouteTable(scan)
+        self.route_table = None if scan.content else RouteTable(scan)
+        self.content = content_routes(scan, d_inner, d_state) if scan.content else None
         if unscan is not None and merge is None:
             raise ValueError("unscan moves the outputs of single routes, so it needs a merge")
         self.unscan_table = None if unscan is None else RouteTable(unscan)
+        self.grouped_merge = merge is not None and scan.groups > 1
         self.merge = nn.Identity() if merge is None else merge
         self.merge_in_kernel = merge is None and scan.groups == 1
         self.out_norm = nn.LayerNorm(d_inner)
-        self.out_proj = nn.Linear(d_inner, dim, bias=False)
+        self.out_proj = project(d_inner, dim)
         self.reset_scan_parameters()
 
     def scan(self, x_BSD: Tensor) -> Tensor:
@@ -83,10 +95,18 @@ class ImageScan(ScanCore):
             u_BLGD = u_BLKD.squeeze(2).unflatten(-1, (self.groups, -1))
             u_BLKD = u_BLGD.repeat_interleave(self.x_proj.shape[0] // self.groups, dim=2)
         merge = "sum" if self.merge_in_kernel else "none"
-        y = self.scan_tokens(u_BLKD, self.route_table(x_BSD), merge, self.groups == 1)
+        if self.content is not None:
+            u_BLKD, order_BKT, prompt_BLN = self.content(u_BLKD.squeeze(2))
+            y = self.scan_tokens(u_BLKD, order_BKT, merge, u_BLKD.shape[2] == 1, prompt_BLN)
+        else:
+            assert self.route_table is not None
+            y = self.scan_tokens(u_BLKD, self.route_table(x_BSD), merge, self.groups == 1)
         if self.unscan_table is not None:
             y = take_routes(y, self.unscan_table(x_BSD))
-        if not self.merge_in_kernel:
+        if self.grouped_merge:
+            y_GLKD = y.unflatten(2, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+            y = self.merge(y_GLKD).unflatten(0, (-1, self.groups)).transpose(1, 2).flatten(2)
+        elif not self.merge_in_kernel:
             # groups are concatenated, the routes within a group added up
             y = self.merge(y) if self.groups == 1 else y.unflatten(2, (self.groups, -1)).sum(3).flatten(2)
         return y.view_as(x_BSD)

@@ -87,6 +87,7 @@ class VMamba(PretrainedMixin, HierarchicalModel):
         conv_bias: whether the depthwise convolution before the scan has a bias.
         conv_stem: 3x3 convolutions in stem and downsampling (second generation) instead of patch embedding and merging.
         scan: scan order by name, with options, or one per block.
+        merge: how the routes of a scan are joined: "sum", "mean", "gated", "shuffle", "route" or "concat".
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
     """
@@ -108,11 +109,12 @@ class VMamba(PretrainedMixin, HierarchicalModel):
         conv_bias: bool = False,
         conv_stem: bool = True,
         scan: ScanChoice = "cross",
+        merge: str = "sum",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
         dims = tuple(dim * 2**i for i in range(len(depths)))
-        scans = layer_scans(scan, sum(depths))
+        scans = layer_scans(scan, sum(depths), content=True)
         rates = drop_path_rates(drop_path_rate, depths)
         downsample = ConvDownsample if conv_stem else PatchMerging
         stages = []
@@ -127,6 +129,7 @@ class VMamba(PretrainedMixin, HierarchicalModel):
                     dt_rank=math.ceil(width / 16),
                     conv_bias=conv_bias,
                     gate=gate,
+                    merge=merge,
                 )
                 rate = rates[i][j]
                 block = ScanMlpBlock(width, mixer, rate, mlp_ratio) if mlp_ratio else ScanBlock(width, mixer, rate)

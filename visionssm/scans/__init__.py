@@ -11,6 +11,7 @@ A new order is one small class in one file: see `ScanOrder` and `register_scan`.
 # Importing a module registers its orders.
 from . import (  # noqa: F401
     channels,
+    content,
     curves,
     diagonal,
     mambaad,

@@ -88,6 +88,8 @@ class ScanOrder(ABC):
     wraps: ClassVar[bool] = False
     # The state restarts within a route: see `segments`. Such an order needs a mixer that knows of it.
     segmented: ClassVar[bool] = False
+    # Each image's own table is made from its content: see `visionssm.scans.content`. Such an order needs the image mixer.
+    content: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
