@@ -309,46 +309,37 @@ def test_half_precision_trains_like_float32(tmp_path: Path) -> None:
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
 
 
-def command_line(tmp_path: Path, output: str) -> list[str]:
-    """A recipe file, and what runs it."""
-    tree = dump_config(
-        recipe(tmp_path, run={"output": str(tmp_path / output), "threads": 1}, optimizer={"name": "sgd"})
-    )
+def launched(tmp_path: Path, output: str, **run: Any) -> tuple[VolumeConfig, list[str]]:
+    """A recipe, and the command line that runs it."""
+    config = recipe(tmp_path, run={"output": str(tmp_path / output), "threads": 1, **run}, optimizer={"name": "sgd"})
     path = tmp_path / f"{output}.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return [str(ROOT / "tools/train_volume.py"), str(path), "--cpu"]
+    path.write_text(yaml.safe_dump(dump_config(config)))
+    return config, [str(ROOT / "tools/train_volume.py"), str(path), "--cpu"]
 
 
-def launch(*command: str, **options: Any) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=280, **options)
-
-
-def final_weights(tmp_path: Path, output: str) -> dict[str, torch.Tensor]:
-    return load_checkpoint(tmp_path / output / "checkpoints/last.pt")["model"]
+def final_weights(config: VolumeConfig) -> dict[str, torch.Tensor]:
+    return load_checkpoint(Path(config.run.output) / "checkpoints/last.pt")["model"]
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
-    one = launch(*command_line(tmp_path, "one"))
-    assert one.returncode == 0, one.stderr
+    one, two = launched(tmp_path, "one"), launched(tmp_path, "two")
+    metrics = train_volume(one[0], cpu=True)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    two = launch(*launcher, *command_line(tmp_path, "two"))
-    assert two.returncode == 0, two.stderr
-    assert "2 x cpu" in two.stdout
-    single, double = final_weights(tmp_path, "one"), final_weights(tmp_path, "two")
+    done = subprocess.run([sys.executable, *launcher, *two[1]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in done.stdout
+    single, double = final_weights(one[0]), final_weights(two[0])
     for name in single:
-        torch.testing.assert_close(single[name], double[name], **TOLERANCES[torch.float32], msg=name)
-    scores = [
-        json.loads((tmp_path / name / "metrics.json").read_text())["history"][-1]["dice"] for name in ("one", "two")
-    ]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+        torch.testing.assert_close(single[name], double[name], **TOLERANCES[torch.float32])
+    history = json.loads((tmp_path / "two/metrics.json").read_text())["history"]
+    assert history[-1]["dice"] == pytest.approx(metrics["history"][-1]["dice"], abs=1e-3)
 
 
 @pytest.mark.slow
 def test_kill_dash_nine_and_resume_gives_the_same_bits(tmp_path: Path) -> None:
-    whole = launch(*command_line(tmp_path, "whole"), "run.checkpoint_every=1")
-    assert whole.returncode == 0, whole.stderr
-    command = [*command_line(tmp_path, "killed"), "run.checkpoint_every=1"]
+    (whole, _), (config, command) = (launched(tmp_path, name, checkpoint_every=1) for name in ("whole", "killed"))
+    train_volume(whole, cpu=True)
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -359,10 +350,8 @@ def test_kill_dash_nine_and_resume_gives_the_same_bits(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert load_checkpoint(last)["state"]["epoch"] < 2
-    resumed = launch(*command, "--resume", "auto")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed" in resumed.stdout
-    one, two = final_weights(tmp_path, "whole"), final_weights(tmp_path, "killed")
+    train_volume(config, resume="auto", cpu=True)
+    one, two = final_weights(whole), final_weights(config)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
