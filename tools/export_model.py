@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import visionssm
 from visionssm.integrations.export import FORMATS, ExportError, export_model
@@ -46,7 +47,8 @@ def main() -> None:
         model = visionssm.create_model(args.model, pretrained=args.pretrained, **options)
         if args.official is not None:
             visionssm.load_official(model, args.official)
-        channels, *size = model.default_cfg["input_size"]  # pyright: ignore
+        cfg: Any = model.default_cfg
+        channels, *size = cfg["input_size"]
         report = export_model(
             model,
             args.out,

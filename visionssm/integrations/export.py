@@ -112,7 +112,7 @@ def export_model(
 
 def _format(path: Path, format: Format | None) -> Format:
     if format is None:
-        known = {ending: name for name, ending in FORMATS.items()}
+        known: dict[str, Format] = {ending: name for name, ending in FORMATS.items()}
         if path.suffix not in known:
             raise ValueError(f"{path.name!r} must end in {', '.join(known)}, or the format be given")
         return known[path.suffix]
@@ -152,14 +152,17 @@ _Run: TypeAlias = "Callable[[Tensor], Tensor] | None"
 def _write_torchscript(model: nn.Module, images: Tensor, path: Path, open_size: bool, plain: bool, opset: int) -> _Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # it holds for this shape, as is said
-        torch.jit.trace(model, images, check_trace=False).save(str(path))
+        traced: Any = torch.jit.trace(model, images, check_trace=False)
+    traced.save(str(path))
     return torch.jit.load(str(path))
 
 
 def _write_program(model: nn.Module, images: Tensor, path: Path, open_size: bool, plain: bool, opset: int) -> _Run:
     program = _program(model, images, open_size)
     torch.export.save(_in_plain_torch(program) if plain else program, path)
-    return torch.export.load(path).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch reads its own file into memory that it may not write to
+        return torch.export.load(path).module()
 
 
 def _write_onnx(model: nn.Module, images: Tensor, path: Path, open_size: bool, plain: bool, opset: int) -> _Run:

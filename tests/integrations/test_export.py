@@ -1,0 +1,136 @@
+"""Exported files compute what the model computes, at open sizes, and say no where they cannot."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import visionssm
+from tests.tolerances import TOLERANCES
+from visionssm.integrations import export
+from visionssm.integrations.export import ExportError, export_model
+from visionssm.scans import create_scan
+from visionssm_kernels import routed_scan
+
+SMALL = {"dim": 16, "depths": (1,), "num_classes": 3}
+SHAPE = (2, 3, 40, 64)
+
+
+def small(name: str = "vmamba_nano", **options: object) -> torch.nn.Module:
+    return visionssm.create_model(name, **{**SMALL, **options}).eval()
+
+
+@pytest.mark.parametrize("steps", [1, 15, 16, 63])
+@pytest.mark.parametrize("merge", ["sum", "none"])
+def test_plain_scan_is_the_reference(steps: int, merge: str) -> None:
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(size, dtype=torch.float64)
+
+    B, K, D, N = 2, 3, 4, 2
+    u, delta = normal(B, steps, 1, D), normal(B, steps, K, D)
+    args = (
+        u,
+        delta,
+        -normal(K, D, N).exp(),
+        normal(B, steps, K, N),
+        normal(B, steps, K, N),
+        normal(K, D),
+        normal(K, D),
+    )
+    order = torch.stack([torch.randperm(steps) for _ in range(K)]).int()
+    order = F.pad(order, (0, 2), value=-1)
+    wanted, states = routed_scan(*args, order=order, merge=merge, return_states=True, backend="reference")
+    got, _, got_states = export._scan(*args, order, True, merge, False, True, "auto")
+    torch.testing.assert_close(got, wanted, **TOLERANCES[torch.float64])
+    torch.testing.assert_close(got_states, states, **TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("scan", ["cross", "snake", "cross_rotate"])
+def test_routes_by_arithmetic_are_the_tables(scan: str) -> None:
+    order = create_scan(scan)
+
+    class Table(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return export._routes(order.key, x.shape[1:3], x.device)
+
+    sides = ({1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
+    table = torch.export.export(Table(), (torch.zeros(1, 4, 6),), dynamic_shapes=sides).module()
+    for size in ((4, 6), (7, 5), (9, 12)):
+        assert torch.equal(table(torch.zeros(1, *size)), order.routes(size).int())
+
+
+def test_torchscript(tmp_path: Path) -> None:
+    report = export_model(small(), tmp_path / "model.pt", image_shape=SHAPE)
+    assert not report.open_size
+    assert report.difference is not None
+    assert report.difference < 1e-5
+
+
+@pytest.mark.slow
+def test_program_with_kernels_takes_any_size(tmp_path: Path) -> None:
+    model = small()
+    report = export_model(model, tmp_path / "model.pt2", image_shape=SHAPE)
+    assert report.open_size
+    assert len(report.shapes) == 2
+    assert report.difference is not None
+    loaded = torch.export.load(report.path).module()
+    x = torch.randn(1, 3, 72, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x), **TOLERANCES[torch.float32])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # torch's own, while it loads
+def test_plain_program_needs_torch_alone(tmp_path: Path) -> None:
+    export_model(small(), tmp_path / "model.pt2", image_shape=SHAPE, plain=True)
+    code = (
+        f"import sys, torch; m = torch.export.load({str(tmp_path / 'model.pt2')!r}).module(); "
+        "assert m(torch.zeros(1, 3, 72, 40)).shape == (1, 3); assert 'visionssm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs the export extra")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of onnxscript on torch
+@pytest.mark.parametrize("name", ["vmamba_nano", "vim_nano"])
+def test_onnx_takes_any_size(name: str, tmp_path: Path) -> None:
+    options = SMALL if name == "vmamba_nano" else {"dim": 16, "depth": 1, "num_classes": 3}
+    model = visionssm.create_model(name, **options)
+    report = export_model(model, tmp_path / "model.onnx", image_shape=SHAPE)
+    assert report.open_size
+    if importlib.util.find_spec("onnxruntime") is not None:
+        assert report.difference is not None
+        assert report.difference < 1e-4
+
+
+def test_a_file_that_is_off_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = torch.jit.load
+    monkeypatch.setattr(torch.jit, "load", lambda path: lambda x: load(path)(x) + 0.1)
+    with pytest.raises(ExportError, match="off by"):
+        export_model(small(), tmp_path / "model.pt", image_shape=SHAPE)
+
+
+def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.pt2, \.onnx, \.pt"):
+        export_model(small(), tmp_path / "model.bin")
+    with pytest.raises(ValueError, match="'program', 'onnx', 'torchscript'"):
+        export_model(small(), tmp_path / "model.bin", format="onx")
+    with pytest.raises(ValueError, match=r"image_shape.*\(3, 64, 64\)"):
+        export_model(small(), tmp_path / "model.pt", image_shape=(3, 64, 64))
+    with pytest.raises(ValueError, match="opset"):
+        export_model(small(), tmp_path / "model.onnx", opset=9)
+    features = visionssm.create_model("vmamba_nano", features_only=True)
+    with pytest.raises(ExportError, match="one tensor"):
+        export_model(features, tmp_path / "model.pt", image_shape=SHAPE)
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(ExportError, match=r"onnxscript must be installed.*visionssm\[export\]"):
+        export_model(small(), tmp_path / "model.onnx", image_shape=SHAPE)
