@@ -10,5 +10,15 @@ from .backends import backends, use_backend
 from .noncausal import noncausal_ssd
 from .ops import route_conv, routed_scan, selective_scan
 from .state_fusion import fuse_states
+from .wavefront import wavefront_scan
 
-__all__ = ["backends", "fuse_states", "noncausal_ssd", "route_conv", "routed_scan", "selective_scan", "use_backend"]
+__all__ = [
+    "backends",
+    "fuse_states",
+    "noncausal_ssd",
+    "route_conv",
+    "routed_scan",
+    "selective_scan",
+    "use_backend",
+    "wavefront_scan",
+]
