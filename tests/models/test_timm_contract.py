@@ -92,7 +92,7 @@ def test_head_can_be_reset(small: nn.Module) -> None:
     x = image(2)
     features = model.forward_features(x)
     model.reset_classifier(0)
-    assert model(x).shape == (2, model.num_features)
+    assert model(x).shape == (2, model.head_hidden_size)
     torch.testing.assert_close(model(x), model.forward_head(features, pre_logits=True))
     model.reset_classifier(0, "")
     assert model(x).shape == features.shape

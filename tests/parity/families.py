@@ -164,6 +164,23 @@ def mamba_nd_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tenso
     return {"logits": model.forward_head(last), "embed": embedded, "pooled": pooled, **layers}
 
 
+def mamba2d_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
+    """What `hierarchical` gives, and the stem's map, two mixers, a local branch and an attention, all NCHW."""
+    kept: dict[str, Tensor] = {}
+    blocks, attention = model.stages[0].blocks, model.stages[2].blocks[0].mixer
+    named = {"stem": model.stem, "mixer0": blocks[0].mixer, "mixer1": blocks[1].mixer}
+    named |= {"local0": blocks[0].mixer.local, "attn0": attention}
+    hooks = [
+        module.register_forward_hook(lambda _, args, out, n=name: kept.update({n: out.permute(0, 3, 1, 2)}))
+        for name, module in named.items()
+    ]
+    outputs = logits(model, x, case)
+    outputs |= {f"feat{i}": m for i, m in enumerate(model.forward_intermediates(x, intermediates_only=True))}
+    for hook in hooks:
+        hook.remove()
+    return outputs | kept
+
+
 def u_mamba_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
     """Logits of every level, and what stem, stages, Mamba layers and decoder steps return."""
     kept: dict[str, Tensor] = {}
@@ -309,6 +326,12 @@ FAMILIES = {
         lambda case: f"segmamba_{case.variant}",
         outputs=volume_outputs,
         tolerance="PUBLISHED_IMAGES_AND_VOLUMES",
+    "local_vim": Family(lambda case: case.variant, options=local_vim_options, outputs=vim_outputs),
+    "local_vmamba": Family(lambda case: f"local_vmamba_{case.variant}", outputs=local_vmamba),
+    "mair": Family(lambda case: f"mair_{case.variant}", outputs=restored, tolerance="PUBLISHED_IMAGES_AND_VOLUMES"),
+    "mamba2d": Family(lambda case: f"mamba2d_{case.variant}", outputs=mamba2d_outputs),
+    "mamba_nd": Family(lambda case: f"mamba_nd_{case.variant}", outputs=mamba_nd_outputs),
+    "mambair": Family(
         gradients="PUBLISHED_VOLUME_GRADIENTS",
     ),
     "spatial_mamba": Family(lambda case: f"spatial_mamba_{case.variant}", outputs=hierarchical),

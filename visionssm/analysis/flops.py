@@ -80,6 +80,7 @@ class _Formulas:
     def mapping(self) -> dict[Any, Any]:
         return {
             _ours.routed_scan: self._scan,
+            _ours.wavefront_scan: self._wavefront,
             _ours.route_conv: self._route_conv,
             _aten.bmm: self._bmm,
             _aten.native_layer_norm: self._norm(5),
@@ -94,6 +95,12 @@ class _Formulas:
         steps = u[1] if order is None else order[-1]
         self.scan += _registered(_ours.routed_scan, *shapes, **options)
         self.scan_short += u[0] * steps * A[0] * A[1] * (5 * A[2] + 2)
+        return 0
+
+    def _wavefront(self, *shapes: Any, **options: Any) -> int:
+        u, A = shapes[0], shapes[2]
+        self.scan += _registered(_ours.wavefront_scan, *shapes, **options)
+        self.scan_short += math.prod(u) * A[0] * (5 * A[2] + 2)  # as along two routes
         return 0
 
     def _route_conv(self, x: Any, weight: Any, *shapes: Any, **options: Any) -> int:

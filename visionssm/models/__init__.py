@@ -8,6 +8,7 @@ from . import (  # noqa: F401
     local_vmamba,
     mair,
     mamba_nd,
+    mamba2d,
     mambair,
     mambairv2,
     msvmamba,

@@ -56,6 +56,11 @@ _EFFICIENT = "TerryPei/EfficientVMamba@0bc5ee2 README"
 _GROUP = "Amshaker/GroupMamba@c1800ed README"
 _ND = "jacklishufan/Mamba-ND@4f70284 README"
 _UMAMBA = "bowang-lab/U-Mamba@28459e3; arXiv 2401.04722"
+_VSSD = "YuHengsss/VSSD@87b753b README"
+_EFFICIENT_VIM = "mlvlab/EfficientViM@304340c README"
+_MOBILE = "lewandofskee/MobileMamba@0980f48 README"
+_M2D = "cocoalex00/Mamba2D@9acb361 README"
+_M2D_COPY = "whether the files hold plain or averaged weights is not stated"
 _NO_FLOPS = "the repository prints no FLOPs"
 _SPATIAL = "EdwardChasel/Spatial-Mamba@71221eb README"
 _DRIVE = "Google Drive only, which a program cannot fetch from: download the file by hand"
@@ -172,6 +177,9 @@ REPORTED: dict[str, Reported] = {
     "u_mamba_enc_3d": _u_mamba("Dice 0.864 (abdominal CT), 0.850 (abdominal MR)"),
     "segmamba_brats2023": Reported(
         source="ge-xing/SegMamba@cff3597", params="67.4M", weights="never released by the authors",
+    "mamba2d_nano": Reported(source=_M2D, top1=79.6, drop_path=0.0, weights=_M2D_COPY, note=_NO_FLOPS),
+    "mamba2d_tiny": Reported(source=_M2D, top1=84.0, drop_path=0.175, weights=_M2D_COPY, note=_NO_FLOPS),
+    "mamba2d_small": Reported(source=_M2D, top1=85.3, drop_path=0.4, weights=_M2D_COPY, note=_NO_FLOPS),
         note="Dice reported for BraTS2023 (arXiv 2401.13560): WT 93.61, TC 92.65, ET 87.71",
     ),
 }  # fmt: skip
