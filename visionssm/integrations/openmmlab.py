@@ -87,6 +87,11 @@ class BackboneModule(BaseModule):
         """Drops what gives no feature: later stages, the head, the last norm unless it is kept. Freezes what shall be frozen."""
         self.model.prune_intermediate_layers([depth - 1], prune_norm=not keep_norm)
         self.model.head = nn.Identity()
+        for module in self.model.modules():
+            if hasattr(
+                module, "state_norm"
+            ):  # what EfficientViM's stages note for the head; distributed training stops at it
+                module.state_norm.requires_grad_(False)
         self.train()
 
     @property
