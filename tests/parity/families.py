@@ -224,45 +224,6 @@ def distance_from_float64(case: Case) -> float:
     return 3 * case.spec["fp64_max_abs_diff"]
 
 
-def efficient_vim_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
-    """Logits, the stem's and the stages' maps, the first mixer's map, and the state that the last mixer of each stage reads from."""
-    kept: dict[str, Tensor] = {}
-    last = [stage.blocks[-1].mixer for stage in model.stages]
-    hooks = [
-        mixer.register_forward_hook(lambda _, args, out, i=i: kept.update({f"state{i}": out[1].transpose(1, 2)}))
-        for i, mixer in enumerate(last)
-    ]
-    first = model.stages[0].blocks[0].mixer
-    hooks.append(first.register_forward_hook(lambda _, args, out: kept.update(mixer0=out[0].permute(0, 3, 1, 2))))
-    hooks.append(model.stem.register_forward_hook(lambda _, args, out: kept.update(stem=out.permute(0, 3, 1, 2))))
-    outputs = hierarchical(model, x, case)
-    if "feat2" in case.expected and "feat2" not in outputs:
-        outputs["feat2"] = model.forward_intermediates(x, intermediates_only=True)[2]
-    for hook in hooks:
-        hook.remove()
-    return outputs | kept
-
-
-def mobile_mamba_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, Tensor]:
-    """Logits, the stem's and the stages' maps, what the first mixer's wide branch and its scan alone return."""
-    kept: dict[str, Tensor] = {}
-    wide = model.stages[0].blocks[0].mixer.wide
-    hooks = [
-        module.register_forward_hook(
-            lambda _, args, out, n=name, d=dims: kept.update({n: out.permute(d) if d else out})
-        )
-        for name, module, dims in (
-            ("stem", model.stem, (0, 3, 1, 2)),
-            ("wte0", wide, None),
-            ("ss2d0", wide.mixer, (0, 3, 1, 2)),
-        )
-    ]
-    outputs = hierarchical(model, x, case)
-    for hook in hooks:
-        hook.remove()
-    return outputs | kept
-
-
 @dataclass(frozen=True)
 class Family:
     """One folder of cases.
@@ -299,17 +260,18 @@ FAMILIES = {
         lambda case: f"efficient_vmamba_{case.variant}", options=dense_options, outputs=hierarchical_or_dense
     ),
     "group_mamba": Family(lambda case: f"group_mamba_{case.variant}", outputs=hierarchical),
-    "local_vim": Family(lambda case: case.variant, options=local_vim_options, outputs=vim_outputs),
-    "local_vmamba": Family(lambda case: f"local_vmamba_{case.variant}", outputs=local_vmamba),
-    "mair": Family(lambda case: f"mair_{case.variant}", outputs=restored, tolerance="PUBLISHED_IMAGES_AND_VOLUMES"),
-    "mamba_nd": Family(lambda case: f"mamba_nd_{case.variant}", outputs=mamba_nd_outputs),
-    "mambair": Family(
     "light_m_unet": Family(
         lambda case: f"light_m_unet_{case.variant}",
         outputs=light_m_unet_outputs,
         tolerance=lambda case: "PUBLISHED_LOGITS" if case.variant == "2d" else "PUBLISHED_IMAGES_AND_VOLUMES",
         features="PUBLISHED_VOLUME_FEATURES",
     ),
+    "local_vim": Family(lambda case: case.variant, options=local_vim_options, outputs=vim_outputs),
+    "local_vmamba": Family(lambda case: f"local_vmamba_{case.variant}", outputs=local_vmamba),
+    "mair": Family(lambda case: f"mair_{case.variant}", outputs=restored, tolerance="PUBLISHED_IMAGES_AND_VOLUMES"),
+    "mamba2d": Family(lambda case: f"mamba2d_{case.variant}", outputs=mamba2d_outputs),
+    "mamba_nd": Family(lambda case: f"mamba_nd_{case.variant}", outputs=mamba_nd_outputs),
+    "mambair": Family(
         lambda case: f"mambair_{case.variant}",
         outputs=restored,
         tolerance=lambda case: "PUBLISHED_UNET_IMAGES" if case.variant == "real_dn" else "PUBLISHED_IMAGES_AND_VOLUMES",
@@ -326,27 +288,21 @@ FAMILIES = {
         lambda case: f"segmamba_{case.variant}",
         outputs=volume_outputs,
         tolerance="PUBLISHED_IMAGES_AND_VOLUMES",
-    "local_vim": Family(lambda case: case.variant, options=local_vim_options, outputs=vim_outputs),
-    "local_vmamba": Family(lambda case: f"local_vmamba_{case.variant}", outputs=local_vmamba),
-    "mair": Family(lambda case: f"mair_{case.variant}", outputs=restored, tolerance="PUBLISHED_IMAGES_AND_VOLUMES"),
-    "mamba2d": Family(lambda case: f"mamba2d_{case.variant}", outputs=mamba2d_outputs),
-    "mamba_nd": Family(lambda case: f"mamba_nd_{case.variant}", outputs=mamba_nd_outputs),
-    "mambair": Family(
         gradients="PUBLISHED_VOLUME_GRADIENTS",
     ),
     "spatial_mamba": Family(lambda case: f"spatial_mamba_{case.variant}", outputs=hierarchical),
-    "vim": Family(lambda case: case.variant, options=same_size, outputs=vim_outputs),
-}
-
-
-def stored_part(case: Case, name: str, output: Tensor) -> Tensor:
-    """The slice of a full output that the case kept: "[0:1, :8] ..." as text."""
     "u_mamba": Family(
         lambda case: f"u_mamba_{case.variant}",
         outputs=u_mamba_outputs,
         tolerance=distance_from_float64,
         absolute=("logits", "ds", "mamba"),
     ),
+    "vim": Family(lambda case: case.variant, options=same_size, outputs=vim_outputs),
+}
+
+
+def stored_part(case: Case, name: str, output: Tensor) -> Tensor:
+    """The slice of a full output that the case kept: "[0:1, :8] ..." as text."""
     text = case.stored.get(name)
     if text is None:
         return output

@@ -56,9 +56,6 @@ _EFFICIENT = "TerryPei/EfficientVMamba@0bc5ee2 README"
 _GROUP = "Amshaker/GroupMamba@c1800ed README"
 _ND = "jacklishufan/Mamba-ND@4f70284 README"
 _UMAMBA = "bowang-lab/U-Mamba@28459e3; arXiv 2401.04722"
-_VSSD = "YuHengsss/VSSD@87b753b README"
-_EFFICIENT_VIM = "mlvlab/EfficientViM@304340c README"
-_MOBILE = "lewandofskee/MobileMamba@0980f48 README"
 _M2D = "cocoalex00/Mamba2D@9acb361 README"
 _M2D_COPY = "whether the files hold plain or averaged weights is not stated"
 _NO_FLOPS = "the repository prints no FLOPs"
@@ -154,6 +151,9 @@ REPORTED: dict[str, Reported] = {
     "group_mamba_base": Reported(source=_GROUP, top1=84.5, drop_path=0.05, note=_NO_FLOPS),
     "mamba_nd_2d_small": Reported(source=_ND, top1=81.7, drop_path=0.1, note=_NO_FLOPS),
     "mamba_nd_2d_base": Reported(source=_ND, top1=83.0, drop_path=0.1, note=_NO_FLOPS),
+    "mamba2d_nano": Reported(source=_M2D, top1=79.6, drop_path=0.0, weights=_M2D_COPY, note=_NO_FLOPS),
+    "mamba2d_tiny": Reported(source=_M2D, top1=84.0, drop_path=0.175, weights=_M2D_COPY, note=_NO_FLOPS),
+    "mamba2d_small": Reported(source=_M2D, top1=85.3, drop_path=0.4, weights=_M2D_COPY, note=_NO_FLOPS),
     "msvmamba_nano": _msvmamba(77.3, "0.9G", 0.2),
     "msvmamba_micro": _msvmamba(79.8, "1.5G", 0.2),
     "msvmamba_tiny": _msvmamba(82.8, "4.6G", 0.2),
@@ -177,9 +177,6 @@ REPORTED: dict[str, Reported] = {
     "u_mamba_enc_3d": _u_mamba("Dice 0.864 (abdominal CT), 0.850 (abdominal MR)"),
     "segmamba_brats2023": Reported(
         source="ge-xing/SegMamba@cff3597", params="67.4M", weights="never released by the authors",
-    "mamba2d_nano": Reported(source=_M2D, top1=79.6, drop_path=0.0, weights=_M2D_COPY, note=_NO_FLOPS),
-    "mamba2d_tiny": Reported(source=_M2D, top1=84.0, drop_path=0.175, weights=_M2D_COPY, note=_NO_FLOPS),
-    "mamba2d_small": Reported(source=_M2D, top1=85.3, drop_path=0.4, weights=_M2D_COPY, note=_NO_FLOPS),
         note="Dice reported for BraTS2023 (arXiv 2401.13560): WT 93.61, TC 92.65, ET 87.71",
     ),
 }  # fmt: skip
