@@ -104,14 +104,15 @@ def _not_zero(image: Tensor) -> Tensor:
     return image != 0
 
 
-def build_augmentation(config: PatchAugmentConfig) -> list[Any]:
-    """nnU-Net's augmentation of a patch, in its order."""
+def build_augmentation(config: PatchAugmentConfig, *, ndim: int = 3) -> list[Any]:
+    """nnU-Net's augmentation of a patch, or of a plane, in its order."""
     both = {"keys": ["image", "label"], "mode": ["bilinear", "nearest"], "padding_mode": "zeros"}
     gamma: dict[str, Any] = {"gamma": (0.7, 1.5), "retain_stats": True}
     angle = np.deg2rad(config.degrees)
-    zoom = [(low - 1, high - 1) for low, high in [config.zoom] * 3]
+    linear = "trilinear" if ndim == 3 else "bilinear"
+    zoom = [(low - 1, high - 1) for low, high in [config.zoom] * ndim]
     steps: list[tuple[float, Any]] = [
-        (config.rotate, lambda p: RandAffined(prob=p, rotate_range=[angle] * 3, **both)),
+        (config.rotate, lambda p: RandAffined(prob=p, rotate_range=[angle] * (3 if ndim == 3 else 1), **both)),
         (config.scale, lambda p: RandAffined(prob=p, scale_range=zoom, **both)),
         (config.noise, lambda p: RandGaussianNoised("image", prob=p, std=0.3)),
         (config.blur, lambda p: RandGaussianSmoothd("image", (0.5, 1.0), (0.5, 1.0), (0.5, 1.0), prob=p)),
@@ -120,12 +121,15 @@ def build_augmentation(config: PatchAugmentConfig) -> list[Any]:
             config.contrast,
             lambda p: RandScaleIntensityFixedMeand("image", factors=0.25, preserve_range=True, prob=p),
         ),
-        (config.low_resolution, lambda p: RandSimulateLowResolutiond("image", prob=p, zoom_range=(0.5, 1.0))),
+        (
+            config.low_resolution,
+            lambda p: RandSimulateLowResolutiond("image", prob=p, zoom_range=(0.5, 1.0), upsample_mode=linear),
+        ),
         (config.gamma_inverted, lambda p: RandAdjustContrastd("image", prob=p, invert_image=True, **gamma)),
         (config.gamma, lambda p: RandAdjustContrastd("image", prob=p, **gamma)),
         *(
             (config.mirror, lambda p, axis=axis: RandFlipd(["image", "label"], prob=p, spatial_axis=axis))
-            for axis in range(3)
+            for axis in range(ndim)
         ),
     ]
     return [build(chance) for chance, build in steps if chance > 0]
@@ -174,7 +178,10 @@ class VolumePatches(Dataset[dict[str, Any]]):
             bg_indices_key="label_bg_indices",
         )
         self.crop = crop
-        self.augment = Compose([Lambdad(keys, _own_copy), *build_augmentation(augment)])
+        steps = build_augmentation(augment)
+        if config.patch[-1] == 1:  # a plane is turned, zoomed and blurred in itself
+            steps = [Lambdad(keys, _plane), *build_augmentation(augment, ndim=2), Lambdad(keys, _volume)]
+        self.augment = Compose([Lambdad(keys, _own_copy), *steps])
 
     def __len__(self) -> int:
         return self.length
@@ -193,6 +200,14 @@ class VolumePatches(Dataset[dict[str, Any]]):
 
 def _own_copy(volume: MetaTensor) -> MetaTensor:
     return volume.clone()  # a crop is a view of the cache
+
+
+def _plane(volume: Tensor) -> Tensor:
+    return volume[..., 0]
+
+
+def _volume(plane: Tensor) -> Tensor:
+    return plane[..., None]
 
 
 def write_generated(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +29,11 @@ from visionssm.engine.config import ConfigError, build_config, dump_config, load
 from visionssm.engine.models import CARD, UNET, ModelConfig
 from visionssm.engine.volume_config import VolumeConfig
 from visionssm.integrations.monai import VMambaUNet
+from visionssm.layers.segmentation import CONVS, SegmentationModel
 
 __all__ = [
     "DeepSupervision",
+    "SliceBySlice",
     "VolumeModel",
     "build_segmenter",
     "check_window",
@@ -42,41 +45,84 @@ __all__ = [
 TASK, WEIGHTS = "volume", "model.safetensors"
 
 
+class SliceBySlice(nn.Module):
+    """A network for images, over volumes: every plane along the last axis by itself.
+
+    Args:
+        net: for images (B, C, H, W).
+    """
+
+    def __init__(self, net: SegmentationModel) -> None:
+        super().__init__()
+        self.net = net
+        self.strides = [*net.strides, 1]
+
+    def check_input(self, shape: Sequence[int]) -> None:
+        """Raises ValueError unless an input of `shape`, (B, C, H, W, planes), can be segmented."""
+        self.net.check_input(shape[:-1])
+
+    def supervise(self, x: Tensor, heads: Sequence[nn.Module]) -> list[Tensor]:
+        """(B, C, H, W, planes), padded -> logits of several levels, finest first."""
+        return [_to_volumes(logits, len(x)) for logits in self.net.supervise(_to_planes(x), heads)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W, planes) -> logits (B, classes, H, W, planes)."""
+        return _to_volumes(self.net(_to_planes(x)), len(x))
+
+
+def _to_planes(x: Tensor) -> Tensor:
+    return x.movedim(-1, 1).flatten(0, 1)
+
+
+def _to_volumes(planes: Tensor, batch: int) -> Tensor:
+    return planes.unflatten(0, (batch, -1)).movedim(1, -1)
+
+
+def bare(model: nn.Module) -> SegmentationModel:
+    """The network alone."""
+    return cast("SegmentationModel", model.net if isinstance(model, SliceBySlice) else model)
+
+
 class DeepSupervision(nn.Module):
     """A network with further heads on its decoder for the time of its training; in evaluation it is the network alone.
 
+    Heads that a network brings itself (`further_heads`) are trained and kept.
+
     Args:
-        net: has `decode`, `decoder.channels`, `head` and `stride` (SegMamba, VMambaUNet).
-        levels: number of further heads, on the decoded maps of strides 2, 4, ...
+        net: what `build_segmenter` returns.
+        levels: number of further heads, on the decoded maps after the finest.
         num_classes: of each head.
 
     Raises:
-        UserError: the network has no such decoder or fewer levels.
+        UserError: the network has fewer levels.
     """
 
     def __init__(self, net: nn.Module, levels: int, *, num_classes: int) -> None:
         super().__init__()
-        channels = getattr(getattr(net, "decoder", None), "channels", ())
+        inner = bare(net)
+        channels = inner.decoder.channels
         if not 1 <= levels < len(channels):
             raise UserError(
-                f"loss.deep={levels}: {type(net).__name__} has {max(len(channels) - 1, 0)} further decoder levels"
+                f"loss.deep={levels}: {type(inner).__name__} has {max(len(channels) - 1, 0)} further decoder levels"
             )
-        self.net = net
-        self.heads = nn.ModuleList(type(net.head)(width, num_classes, 1) for width in channels[1 : levels + 1])  # pyright: ignore
+        self.net: Any = net
+        self.levels = levels
+        own = inner.further_heads[:levels]
+        missing = channels[1 + len(own) : levels + 1]
+        self.heads = nn.ModuleList(CONVS[inner.spatial_dims](width, num_classes, 1) for width in missing)
+        own.requires_grad_(True)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(B, in_chans, *S) -> logits; in training of all levels, finest first."""
         if not self.training:
             return self.net(x)
-        maps = self.net.decode(x)  # pyright: ignore
-        return [
-            self.net.head(maps[0]),
-            *(head(feature) for head, feature in zip(self.heads, maps[1:], strict=False)),
-        ]  # pyright: ignore
+        return self.net.supervise(x, [*bare(self.net).further_heads, *self.heads][: self.levels])
 
 
 def build_segmenter(config: ModelConfig, *, channels: int, classes: int) -> nn.Module:
     """A network for volumes: one of visionssm's, or "vmamba_unet", SegMamba's decoder over an encoder of MONAI's registry.
+
+    One for images (`spatial_dims=2`) sees the planes along the last axis, each by itself.
 
     Raises:
         UserError: unknown name, arguments it does not take, or weights that do not fit.
@@ -87,7 +133,8 @@ def build_segmenter(config: ModelConfig, *, channels: int, classes: int) -> nn.M
     try:
         model: Any
         if config.name == UNET:
-            model = VMambaUNet(3, channels, classes, pretrained=config.pretrained, **config.kwargs)
+            options = {"spatial_dims": 3, **config.kwargs}
+            model = VMambaUNet(in_channels=channels, out_channels=classes, pretrained=config.pretrained, **options)
         else:
             options = {"in_chans": channels, "num_classes": classes, **config.kwargs}
             model = visionssm.create_model(config.name, pretrained=config.pretrained, **options)
@@ -95,6 +142,7 @@ def build_segmenter(config: ModelConfig, *, channels: int, classes: int) -> nn.M
             load_weights(model, config.checkpoint)
         if config.grad_checkpointing:
             model.set_grad_checkpointing(True)
+        model = SliceBySlice(model) if model.spatial_dims == 2 else model
     except UserError:
         raise
     except (TypeError, RuntimeError, ValueError) as error:
@@ -108,6 +156,7 @@ def load_weights(model: nn.Module, file: str) -> None:
     Raises:
         UserError: they do not, or there is no such file.
     """
+    model = bare(model)
     try:
         if isinstance(model, VMambaUNet):
             model.load_state_dict({name: torch.as_tensor(value) for name, value in read_checkpoint(file).items()})
@@ -211,9 +260,9 @@ class VolumeModel:
 
 def export_volume_model(folder: Path, weights: Mapping[str, Tensor], config: VolumeConfig) -> None:
     """Writes the network's weights, without training heads, and its recipe; each file atomically."""
-    if config.loss.deep:
-        weights = {name.removeprefix("net."): value for name, value in weights.items() if name.startswith("net.")}
-    net = {name: value.contiguous() for name, value in weights.items()}
+    # the heads of deep supervision stay behind, and the names are those of the network without its wrappers
+    names = [name for name in weights if name.startswith("net.")] if config.loss.deep else list(weights)
+    net = {re.sub(r"^(net\.)+", "", name): weights[name].contiguous() for name in names}
     card = {"task": TASK, "recipe": dump_config(config), "visionssm": visionssm.__version__}
     write_atomic(folder / WEIGHTS, save_safetensors(net))
     write_atomic(folder / CARD, json.dumps(card, indent=2).encode())
@@ -258,7 +307,7 @@ def _load_folder(folder: Path) -> VolumeModel:
             channels=len(config.data.channels),
             classes=len(config.data.classes),
         )
-        net.load_state_dict(load_safetensors((folder / WEIGHTS).read_bytes()))
+        bare(net).load_state_dict(load_safetensors((folder / WEIGHTS).read_bytes()))
     except UserError:
         raise
     except Exception as error:  # safetensors and torch raise many kinds; all mean that this is no whole model

@@ -35,7 +35,7 @@ class SegmentationModel(nn.Module):
         decoder: the input and the encoder's maps -> decoded maps, finest first; says their channels in `channels`.
         head: the finest decoded map to logits.
         further_heads: the same for the coarser maps, finest first, where a family's checkpoints have them; frozen, because only
-            deep supervision reads them.
+            `supervise` reads them.
         least: positions that the deepest map must keep (an instance norm needs two).
 
     Raises:
@@ -69,6 +69,12 @@ class SegmentationModel(nn.Module):
     def decode(self, x: Tensor) -> list[Tensor]:
         """(B, in_chans, *S), padded -> decoded maps, finest first; `head` makes logits of the first."""
         return self.decoder(x, self.encoder(x))
+
+    @unscripted
+    def supervise(self, x: Tensor, heads: Sequence[nn.Module]) -> list[Tensor]:
+        """(B, in_chans, *S), padded -> logits of the finest map and, by these heads, of the next ones."""
+        maps = self.decode(x)
+        return [self.head(maps[0]), *(head(level) for head, level in zip(heads, maps[1:], strict=False))]
 
     @unscripted
     def check_input(self, shape: Sequence[int]) -> None:
