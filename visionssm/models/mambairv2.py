@@ -90,7 +90,7 @@ class WindowAttention(nn.Module):
     def _mask(self, bias: Tensor, last_row: bool, last_column: bool) -> Tensor:
         """What keeps the parts of a window apart: (positions, positions)."""
         moved = torch.arange(self.window, device=bias.device) >= self.window - self.shift
-        part = 2 * (moved & last_row)[:, None] + (moved & last_column)
+        part = 2 * int(last_row) * moved[:, None] + int(last_column) * moved
         part = part.flatten()
         return _MASKED * (part[:, None] != part).to(bias.dtype)
 
