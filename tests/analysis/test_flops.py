@@ -100,6 +100,6 @@ def test_parameters_are_the_published_ones(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, reported in REPORTED.items() if reported.flops])
 def test_flops_are_the_published_ones(name: str) -> None:
     reported = REPORTED[name]
-    operations = count_operations(meta(name), (3, 224, 224))
+    operations = count_operations(meta(name), pretrained_cfg(name).input_size)
     ours = rounded(operations.by(reported.counted), reported.flops, cut=False)
     assert (ours == reported.flops) == (not reported.flops_differ)

@@ -15,6 +15,7 @@ import visionssm
 
 NAMES = visionssm.list_models(task="classification")
 SMALL = [name for name in NAMES if name.endswith("_nano")]
+ORDERLESS = ("vssd_nano", "efficient_vim_nano")  # their mixers see tokens as a set
 EACH = [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
@@ -71,11 +72,13 @@ def test_forward_and_a_gradient_for_every_parameter(name: str) -> None:
 
 @pytest.mark.parametrize("name", EACH)
 def test_features_only(name: str) -> None:
-    model = build(name, features_only=True, out_indices=(0, 1, 2, 3)).eval()
+    with torch.device("meta"):
+        stages = len(timm.create_model(name).feature_info)
+    model = build(name, features_only=True, out_indices=tuple(range(min(stages, 4)))).eval()
     with torch.no_grad():
         maps = model(image(1, 3, 96, 64))
     info = model.feature_info
-    assert len(maps) == 4
+    assert len(maps) == min(stages, 4) >= 3
     for feature, channels, stride in zip(maps, info.channels(), info.reduction(), strict=True):
         assert feature.shape[:2] == (1, channels)
         assert feature.shape[2] in (96 // stride, (96 - 1) // stride + 1, 96 // stride - 1)
@@ -234,6 +237,8 @@ def test_another_scan_order_by_name_or_options(small: nn.Module) -> None:
     x = image()
     torch.manual_seed(0)
     name = small.default_cfg["architecture"]
+    if name in ORDERLESS:
+        pytest.skip("has no order")
     outputs = []
     for scan in ("raster", "hilbert", {"name": "window", "directions": ["w2", "w4_flip"]}):
         torch.manual_seed(0)

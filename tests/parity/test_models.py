@@ -58,6 +58,7 @@ def test_outputs(case: Case, backend: str) -> None:
 def test_gradients(case: Case, backend: str) -> None:
     """The conversion is differentiable, so gradients are compared under the published names."""
     model = _build(case)
+    FAMILIES[case.family].before_gradients(model)
     statistics = ("running_mean", "running_var")
     published = {n: value.requires_grad_(not n.endswith(statistics)) for n, value in torch_weights(case).items()}
     with visionssm_kernels.use_backend(backend):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from timm.layers import SqueezeExcite
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
-__all__ = ["ConvDownsample", "PatchMerging"]
+from .conv_norm import ConvNorm
+
+__all__ = ["ConvDownsample", "InvertedMerging", "PatchMerging"]
 
 
 @register_notrace_function  # its branch depends on sizes, which FX does not know
@@ -62,3 +65,26 @@ class ConvDownsample(nn.Module):
         """(B, H, W, dim) -> (B, ceil(H/2), ceil(W/2), out_dim)."""
         x = cheaper_format(x.permute(0, 3, 1, 2), self.conv.weight)
         return self.norm(self.conv(x).permute(0, 2, 3, 1))
+
+
+class InvertedMerging(nn.Module):
+    """An inverted residual without its residual, strided and with squeeze-excitation (EfficientViT, arXiv 2305.07027), NCHW.
+
+    Args:
+        dim: channels in.
+        out_dim: channels out.
+        hidden: channels in between.
+    """
+
+    def __init__(self, dim: int, out_dim: int, *, hidden: int) -> None:
+        super().__init__()
+        self.expand = ConvNorm(dim, hidden)
+        self.local = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden)
+        self.squeeze_excite = SqueezeExcite(hidden, rd_ratio=0.25)
+        self.reduce = ConvNorm(hidden, out_dim)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim, H, W) -> (B, out_dim, ceil(H/2), ceil(W/2))."""
+        x = self.act(self.local(self.act(self.expand(x))))
+        return self.reduce(self.squeeze_excite(x))

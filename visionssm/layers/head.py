@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ class PooledHead(nn.Module):
         drop_rate: dropout before the linear layer.
         distilled: a second linear layer `fc_dist`, trained on a teacher's labels; the mean of both is returned, and both
             while training with `distilled_training` set.
+        linear: makes a classifier from the numbers of channels and of classes.
     """
 
     def __init__(
@@ -31,8 +34,10 @@ class PooledHead(nn.Module):
         neck: nn.Module,
         drop_rate: float = 0.0,
         distilled: bool = False,
+        linear: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
         super().__init__()
+        self._make_linear = linear
         self.num_features = dim
         self.distilled_training = False
         self.global_pool = self._pool(pool_type)
@@ -47,7 +52,7 @@ class PooledHead(nn.Module):
         return SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type), input_fmt="NHWC")
 
     def _linear(self, num_classes: int) -> nn.Module:
-        return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        return self._make_linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Replaces the linear layers by fresh ones.

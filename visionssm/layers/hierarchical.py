@@ -40,6 +40,10 @@ class Stage(nn.Module):
             return x
         return self.blocks(x)
 
+    def run(self, x: Tensor, notes: list[Tensor]) -> Tensor:
+        """`forward`, of a stage that may also append to `notes` what it tells the head directly: (B, C'')."""
+        return self(x)
+
 
 class HierarchicalModel(nn.Module):
     """Abstract: a backbone whose maps shrink from stage to stage. A family builds the parts and says nothing more.
@@ -54,7 +58,8 @@ class HierarchicalModel(nn.Module):
         stages: one per entry of `dims`.
         dims: channels after each stage.
         strides: total stride after each stage.
-        norm: the last norm, over channels.
+        norm: the last norm, over channels. What stages noted for the head stands before its output as further channels, the same
+            at every position, so that pooling keeps it.
         drop_rate: dropout before the classifier.
         head: what follows the last norm instead of timm's `ClassifierHead`, with its interface: `PooledHead`.
     """
@@ -77,7 +82,6 @@ class HierarchicalModel(nn.Module):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.output_fmt = "NHWC"
-        self.num_features = self.head_hidden_size = dims[-1]
         self.feature_info = [
             {"num_chs": dim, "reduction": stride, "module": f"stages.{i}"}
             for i, (dim, stride) in enumerate(zip(dims, strides, strict=True))
@@ -88,6 +92,7 @@ class HierarchicalModel(nn.Module):
         if head is None:
             head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
         self.head: Any = head
+        self.num_features = self.head_hidden_size = head.num_features
 
     @unscripted
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
@@ -140,13 +145,14 @@ class HierarchicalModel(nn.Module):
         assert output_fmt in ("NCHW", "NHWC"), "Output format must be one of NCHW or NHWC."
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         intermediates = []
+        notes: list[Tensor] = []
         last = len(self.stages) - 1
         x = self.stem(x)
         # TorchScript cannot slice the stages
         stages = self.stages if torch.jit.is_scripting() or not stop_early else self.stages[: max_index + 1]
         i = 0
         for i, stage in enumerate(stages):  # pyright: ignore[reportArgumentType]
-            x = stage(x)
+            x = stage.run(x, notes)
             if i in take_indices:
                 feature = self.norm(x) if norm and i == last else stage.out_norm(x)
                 if output_fmt == "NCHW":
@@ -154,7 +160,7 @@ class HierarchicalModel(nn.Module):
                 intermediates.append(feature)
         if intermediates_only:
             return intermediates
-        return self.norm(x) if i == last else x, intermediates
+        return self.finish(x, notes) if i == last else x, intermediates
 
     @unscripted
     def prune_intermediate_layers(
@@ -173,7 +179,19 @@ class HierarchicalModel(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, H', W', C), after the last norm."""
-        return self.norm(self.stages(self.stem(x)))
+        x = self.stem(x)
+        notes: list[Tensor] = []
+        for stage in self.stages:
+            x = stage.run(x, notes)
+        return self.finish(x, notes)
+
+    def finish(self, x: Tensor, notes: list[Tensor]) -> Tensor:
+        """The last stage's map as it goes to the head: normed, and with what stages noted as further channels."""
+        x = self.norm(x)
+        if len(notes) > 0:
+            told = torch.cat(notes, -1).unsqueeze(1).unsqueeze(1)
+            x = torch.cat([told.expand(-1, x.shape[1], x.shape[2], -1), x], -1)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, H', W', C) -> (B, num_classes), or the pooled features."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["init_A_log", "init_dt"]
+__all__ = ["init_A_log", "init_dt", "init_dt_bias"]
 
 
 def init_A_log(routes: int, channels: int, d_state: int) -> Tensor:
@@ -28,5 +28,11 @@ def init_dt(weight: Tensor, bias: Tensor, *, dt_min: float = 1e-3, dt_max: float
     """
     limit = weight.shape[-1] ** -0.5
     nn.init.uniform_(weight, -limit, limit)
+    init_dt_bias(bias, dt_min=dt_min, dt_max=dt_max, dt_floor=dt_floor)
+
+
+@torch.no_grad()
+def init_dt_bias(bias: Tensor, *, dt_min: float = 1e-3, dt_max: float = 0.1, dt_floor: float = 1e-4) -> None:
+    """Fills the dt bias alone, of any shape: see `init_dt`."""
     dt = torch.exp(torch.empty_like(bias).uniform_(math.log(dt_min), math.log(dt_max))).clamp_(min=dt_floor)
     bias.copy_(dt + torch.log(-torch.expm1(-dt)))

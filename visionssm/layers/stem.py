@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv_norm import ConvNorm
 from .plain import add_positions
 from .typing import unscripted
 
-__all__ = ["ConvStem", "PatchStem", "PositionStem"]
+__all__ = ["ConvNormStem", "ConvStem", "PatchStem", "PositionStem"]
 
 
 class PatchStem(nn.Module):
@@ -53,6 +54,29 @@ class ConvStem(nn.Module):
         x = self.conv1(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         x = self.act(self.norm1(x)).permute(0, 3, 1, 2)
         return self.norm2(self.conv2(x).permute(0, 2, 3, 1))
+
+
+class ConvNormStem(nn.Module):
+    """Four 3x3 convolutions of stride 2 with BatchNorm, ReLU between (LeViT, arXiv 2104.01136): EfficientViM, MobileMamba.
+
+    Args:
+        in_chans: channels of the image.
+        dim: channels out, a multiple of 8; an eighth, a quarter and half as many in between.
+    """
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_chans, dim // 8, 3, stride=2)
+        self.conv2 = ConvNorm(dim // 8, dim // 4, 3, stride=2)
+        self.conv3 = ConvNorm(dim // 4, dim // 2, 3, stride=2)
+        self.conv4 = ConvNorm(dim // 2, dim, 3, stride=2)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, ceil(H / 16), ceil(W / 16), dim)."""
+        x = self.act(self.conv1(x.contiguous(memory_format=torch.channels_last)))
+        x = self.act(self.conv3(self.act(self.conv2(x))))
+        return self.conv4(x).permute(0, 2, 3, 1)
 
 
 class PositionStem(nn.Module):

@@ -7,6 +7,7 @@ arrives (PlainMamba); `StateFusion` mixes the states in image space before they 
 `GroupScan` is the first for every channel group alone (GroupMamba); `MultiScaleScan` scans a map at full and at half size
 (MSVMamba).
 `AttentiveScan` makes its order from the image itself (MambaIRv2).
+`NonCausalScan` (VSSD) and `HiddenStateMixer` (EfficientViM) have none: every token reads one sum over all of them.
 """
 
 from .attentive import AttentiveScan
@@ -15,6 +16,7 @@ from .group_scan import GroupScan
 from .image_scan import ImageScan
 from .merges import GatedMerge, SearchMerge
 from .multi_scale import MultiScaleScan
+from .noncausal import HiddenStateMixer, NonCausalScan
 from .sequence_scan import SequenceScan
 from .shuffle_merge import ShuffleMerge
 from .state_fusion import StateFusion
@@ -24,8 +26,10 @@ __all__ = [
     "DirectionScan",
     "GatedMerge",
     "GroupScan",
+    "HiddenStateMixer",
     "ImageScan",
     "MultiScaleScan",
+    "NonCausalScan",
     "SearchMerge",
     "SequenceScan",
     "ShuffleMerge",

@@ -19,13 +19,20 @@ __all__ = [
     "project_routes",
     "scan_routes",
     "take_routes",
+    "widened",
 ]
 
 
 @register_notrace_function  # its branch depends on the dtype, which FX does not know
+def widened(x: Tensor) -> Tensor:
+    """The same in at least float32: under autocast and in half-precision models too."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@register_notrace_function
 def decay_rate(A_log: Tensor) -> Tensor:
-    """A = -exp(A_log), in at least float32: under autocast and in half-precision models too."""
-    return -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float())
+    """A = -exp(A_log), in at least float32."""
+    return -torch.exp(widened(A_log))
 
 
 @register_notrace_function

@@ -1,6 +1,7 @@
 """The model families, one file each; importing this package registers them all, classifiers with timm too."""
 
 from . import (  # noqa: F401
+    efficient_vim,
     efficient_vmamba,
     group_mamba,
     light_m_unet,
@@ -11,6 +12,7 @@ from . import (  # noqa: F401
     mamba2d,
     mambair,
     mambairv2,
+    mobile_mamba,
     msvmamba,
     plain_mamba,
     segmamba,
@@ -18,6 +20,7 @@ from . import (  # noqa: F401
     u_mamba,
     vim,
     vmamba,
+    vssd,
 )
 from ._registry import create_model, list_models, pretrained_cfg
 

@@ -56,9 +56,13 @@ _EFFICIENT = "TerryPei/EfficientVMamba@0bc5ee2 README"
 _GROUP = "Amshaker/GroupMamba@c1800ed README"
 _ND = "jacklishufan/Mamba-ND@4f70284 README"
 _UMAMBA = "bowang-lab/U-Mamba@28459e3; arXiv 2401.04722"
+_VSSD = "YuHengsss/VSSD@87b753b README"
+_EFFICIENT_VIM = "mlvlab/EfficientViM@304340c README"
+_MOBILE = "lewandofskee/MobileMamba@0980f48 README"
 _M2D = "cocoalex00/Mamba2D@9acb361 README"
 _M2D_COPY = "whether the files hold plain or averaged weights is not stated"
 _NO_FLOPS = "the repository prints no FLOPs"
+_HAND_NORMS = "the authors' tool passes over their layer norms, which are written by hand"
 _SPATIAL = "EdwardChasel/Spatial-Mamba@71221eb README"
 _DRIVE = "Google Drive only, which a program cannot fetch from: download the file by hand"
 _EMA = "accuracy of the averaged weights (model_ema), which are the ones that load"
@@ -98,6 +102,28 @@ def _u_mamba(figures: str) -> Reported:
 
 def _efficient(top1: float, params: str, flops: str) -> Reported:
     return Reported(source=_EFFICIENT, top1=top1, params=params, flops=flops, counted="no scan", drop_path=0.1)
+
+
+def _vssd(top1: float, flops: str, drop_path: float, *, mesa: str = "") -> Reported:
+    note = f"{mesa} % with the teacher of its own averages (MESA), the weights `mesa_in1k`" if mesa else ""
+    differ = "the authors' tool counts both products of the mixer for a single head, ours for all; with theirs the figures meet"
+    return Reported(source=_VSSD, top1=top1, flops=flops, drop_path=drop_path, note=note, flops_differ=differ)
+
+
+def _efficient_vim(top1: float, flops: str | None = None, *, longer: str = "", differ: str = "") -> Reported:
+    note = (
+        f"after 300 epochs; {longer} % after 450, the weights `e450_in1k`"
+        if longer
+        else "trained with a teacher's labels"
+    )
+    return Reported(source=_EFFICIENT_VIM, top1=top1, flops=flops, note=note, flops_differ=differ)
+
+
+def _mobile(top1: float, params: str | None, flops: str, drop_path: float, *, taught: str, more: str = "") -> Reported:
+    note = f"{taught} % after 1000 epochs with a teacher, in a file of its own{more}"
+    return Reported(
+        source=_MOBILE, top1=top1, params=params, flops=flops, drop_path=drop_path, weights=_DRIVE, note=note
+    )
 
 
 REPORTED: dict[str, Reported] = {
@@ -175,6 +201,28 @@ REPORTED: dict[str, Reported] = {
     "u_mamba_enc_2d": _u_mamba("Dice 0.630 (endoscopy), F1 0.561 (microscopy)"),
     "u_mamba_bot_3d": _u_mamba("Dice 0.868 (abdominal CT), 0.845 (abdominal MR)"),
     "u_mamba_enc_3d": _u_mamba("Dice 0.864 (abdominal CT), 0.850 (abdominal MR)"),
+    "vssd_micro": _vssd(82.5, "2.3G", 0.2),
+    "vssd_tiny": _vssd(83.6, "4.5G", 0.2, mesa="84.1"),
+    "vssd_small": _vssd(84.1, "7.4G", 0.4, mesa="84.5"),
+    "vssd_base": _vssd(84.7, "16.1G", 0.6, mesa="85.4"),
+    "efficient_vim_m1": _efficient_vim(72.9, "239M", longer="73.5"),
+    "efficient_vim_m1_dist": _efficient_vim(74.6),
+    "efficient_vim_m2": _efficient_vim(75.4, "355M", longer="75.8", differ=_HAND_NORMS),
+    "efficient_vim_m2_dist": _efficient_vim(76.7),
+    "efficient_vim_m3": _efficient_vim(77.6, "656M", longer="77.9", differ=_HAND_NORMS),
+    "efficient_vim_m3_dist": _efficient_vim(79.1),
+    "efficient_vim_m4": _efficient_vim(
+        79.4, "1111M", longer="79.6", differ=f"{_HAND_NORMS}; of the other 0.4 M the origin is not known"
+    ),
+    "efficient_vim_m4_dist": _efficient_vim(80.7),
+    "mobile_mamba_t2": _mobile(73.6, "8.8M", "255M", 0.0, taught="76.9"),
+    "mobile_mamba_t4": _mobile(
+        76.1, None, "413M", 0.0, taught="78.9", more="; 14.2M parameters are printed, which counts the wavelets' fixed filters"
+    ),
+    "mobile_mamba_s6": _mobile(78.0, "15.0M", "652M", 0.0, taught="80.7"),
+    "mobile_mamba_b1": _mobile(79.9, "17.1M", "1080M", 0.03, taught="82.2"),
+    "mobile_mamba_b2": _mobile(81.6, "17.1M", "2427M", 0.03, taught="83.3"),
+    "mobile_mamba_b4": _mobile(82.5, "17.1M", "4313M", 0.03, taught="83.6"),
     "segmamba_brats2023": Reported(
         source="ge-xing/SegMamba@cff3597", params="67.4M", weights="never released by the authors",
         note="Dice reported for BraTS2023 (arXiv 2401.13560): WT 93.61, TC 92.65, ET 87.71",
