@@ -211,9 +211,9 @@ def test_compiles_into_one_graph(small: nn.Module) -> None:
 @pytest.mark.slow
 def test_exports_with_open_height_and_width(small: nn.Module) -> None:
     open_size = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
-    # torch.export takes a side of 1 for fixed: MSVMamba's coarse maps have that at 64 pixels
-    program = torch.export.export(small, (image(1, 3, 96, 96),), dynamic_shapes=open_size)
-    x = image(1, 3, 160, 128)
+    # torch.export takes a side of 1 for fixed: MSVMamba's coarse maps have that at 64 pixels, MobileMamba's wavelets at 128
+    program = torch.export.export(small, (image(1, 3, 160, 160),), dynamic_shapes=open_size)
+    x = image(1, 3, 224, 192)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), small(x))
 

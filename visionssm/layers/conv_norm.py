@@ -5,6 +5,8 @@ Nothing here fuses by itself, so a fused weight is never out of date.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -45,15 +47,10 @@ class ConvNorm(nn.Module):
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
         """One convolution that does the same in evaluation mode."""
-        old = self.conv
-        size: tuple[int, int] = (old.kernel_size[0], old.kernel_size[1])
-        fused = nn.Conv2d(
-            old.in_channels, old.out_channels, size, old.stride, old.padding, groups=old.groups, device=old.weight.device
-        ).to(old.weight.dtype)  # fmt: skip
-        weight, bias = _fold(old.weight, self.norm)
+        fused = copy.deepcopy(self.conv)
+        weight, bias = _fold(fused.weight, self.norm)
         fused.weight.copy_(weight)
-        assert fused.bias is not None
-        fused.bias.copy_(bias)
+        fused.bias = nn.Parameter(bias)
         return fused
 
 

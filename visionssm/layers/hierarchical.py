@@ -182,7 +182,7 @@ class HierarchicalModel(nn.Module):
         x = self.stem(x)
         notes: list[Tensor] = []
         for stage in self.stages:
-            x = stage.run(x, notes)
+            x = stage.run(x, notes)  # pyright: ignore[reportCallIssue]
         return self.finish(x, notes)
 
     def finish(self, x: Tensor, notes: list[Tensor]) -> Tensor:

@@ -232,14 +232,14 @@ def _cfg(weights: str = "", *, distilled: bool = False, **kwargs: Any) -> dict[s
     }
 
 
-def _cfgs() -> dict[str, dict[str, Any]]:
-    cfgs = {}
+def _cfgs() -> dict[str, Any]:
+    cfgs: dict[str, Any] = {}
     for size in ("m1", "m2", "m3", "m4"):
-        shape = {"input_size": (3, 256, 256)} if size == "m4" else {}
+        shape: dict[str, Any] = {"input_size": (3, 256, 256)} if size == "m4" else {}
         for tag in ("e300_in1k", "e450_in1k"):
             cfgs[f"efficient_vim_{size}.{tag}"] = _cfg(f"{size}.{tag}", **shape)
         cfgs[f"efficient_vim_{size}_dist.in1k"] = _cfg(f"{size}_dist.in1k", distilled=True, **shape)
-    small = {"license": "apache-2.0", "input_size": (3, 64, 64), "pool_size": (1, 1)}
+    small: dict[str, Any] = {"license": "apache-2.0", "input_size": (3, 64, 64), "pool_size": (1, 1)}
     return {**cfgs, "efficient_vim_nano.untrained": _cfg(**small)}
 
 

@@ -2,7 +2,9 @@
 
 Paper: MobileMamba, arXiv 2411.15941. Code: lewandofskee/MobileMamba@0980f48 (MIT).
 Differs from the published code: the wavelet transform is sums of pixels instead of convolutions with fixed filters, which files
-may hold or not; convolutions and their norms become one with `timm.models.reparameterize_model`.
+may hold or not; convolutions and their norms become one with `timm.models.reparameterize_model`; images of a batch do not
+mix, as they do in the published code's path for CPUs, which adds up forward routes over the batch.
+A graph that is exported for open sizes needs an example of more than 128 pixels a side: the last wavelets have 1 there.
 """
 
 from __future__ import annotations
@@ -347,4 +349,4 @@ def mobile_mamba_b4(pretrained: bool = False, **kwargs: Any) -> MobileMamba:
 @register("classification")
 def mobile_mamba_nano(pretrained: bool = False, **kwargs: Any) -> MobileMamba:
     """A small MobileMamba of our own for small images and tests, about 1 M parameters."""
-    return _create("mobile_mamba_nano", pretrained, {"dims": (40, 64, 96), "depths": (1, 1, 1)}, kwargs)
+    return _create("mobile_mamba_nano", pretrained, {"dims": (56, 88, 136), "depths": (1, 1, 1)}, kwargs)
