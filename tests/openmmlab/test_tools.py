@@ -155,6 +155,7 @@ def test_a_killed_training_resumes(scenes: Path, monkeypatch, tmp_path: Path) ->
         (["load_from=nowhere.pth"], "no checkpoint file at nowhere.pth"),
         (["--resume", "nowhere.pth"], "--resume nowhere.pth: no such checkpoint"),
         (["--precision", "bf16"], "needs a GPU"),
+        (["--launcher", "pytorch"], "several processes on GPUs only"),
     ],
 )
 def test_errors_are_one_line(words: list[str], message: str, scenes: Path, monkeypatch, tmp_path: Path) -> None:

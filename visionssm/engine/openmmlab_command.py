@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from visionssm.data.classification import CorruptImage
@@ -53,6 +54,8 @@ def run(task: Task, description: str | None) -> str:
         config = open_config(args.config, task, [*args.overrides, *args.cfg_options])
         if args.work_dir or not config.get("work_dir"):
             config.work_dir = args.work_dir or f"runs/{task}/{Path(args.config).stem}"
+        if args.launcher != "none" and not torch.cuda.is_available():
+            raise UserError(f"--launcher {args.launcher}: MMEngine runs several processes on GPUs only")
         config.launcher = args.launcher
         if args.precision != "no":
             _autocast(config, args.precision)
@@ -68,8 +71,6 @@ def run(task: Task, description: str | None) -> str:
 
 
 def _autocast(config: object, precision: str) -> None:
-    import torch
-
     if not torch.cuda.is_available():
         raise UserError(f"--precision {precision}: MMEngine's autocast needs a GPU")
     wrapper = config.optim_wrapper  # pyright: ignore[reportAttributeAccessIssue]
