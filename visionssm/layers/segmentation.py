@@ -5,6 +5,7 @@ Legend: B batch, S spatial sizes (H, W) or (D, H, W), C channels.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +16,26 @@ from torch import Tensor, nn
 
 from .typing import unscripted
 
-__all__ = ["CONVS", "INSTANCE_NORMS", "SegmentationModel"]
+__all__ = ["CONVS", "INSTANCE_NORMS", "SegmentationModel", "monai_blocks"]
 
 CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
 INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+def monai_blocks(network: str) -> Any:
+    """`monai.networks.blocks`, of which a network's decoder is made.
+
+    Raises:
+        ModuleNotFoundError: MONAI is not installed; the message says whose decoder needs it.
+    """
+    try:
+        return importlib.import_module("monai.networks.blocks")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "monai":
+            raise
+        raise ModuleNotFoundError(
+            f"{network}'s decoder is made of MONAI's blocks: pip install 'visionssm[medical]'", name="monai"
+        ) from None
 
 
 class SegmentationModel(nn.Module):
@@ -87,7 +104,7 @@ class SegmentationModel(nn.Module):
     @unscripted
     def check_size(self, size: tuple[int, ...]) -> None:
         """Raises ValueError unless an input of these sides can be segmented; a family may ask for more."""
-        deepest = math.prod(-(-side // stride) for side, stride in zip(size, self.strides, strict=True))
+        deepest = math.prod([-(-side // stride) for side, stride in zip(size, self.strides, strict=True)])
         if deepest < self.least:
             strides = str(self.strides[0]) if len(set(self.strides)) == 1 else str(tuple(self.strides))
             raise ValueError(

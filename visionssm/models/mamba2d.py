@@ -117,20 +117,17 @@ class ScanMixer(nn.Module):
 class GridRotation(nn.Module):
     """Turns neighbouring channels by angles that grow with the row in the first half of a head, with the column in the second."""
 
-    speeds: Tensor
-
     def __init__(self, head_dim: int) -> None:
         super().__init__()
-        count = head_dim // 4
-        self.register_buffer("speeds", 10000.0 ** -(torch.arange(count) / count), persistent=False)
+        self.count = head_dim // 4  # angles of each half
 
     def forward(self, x_BnLE: Tensor, map_BHWC: Tensor) -> Tensor:
         """Heads (B, heads, L, E), turned; the map only tells the grid."""
         height, width = map_BHWC.shape[1], map_BHWC.shape[2]
-        speeds = self.speeds.to(torch.float32)
+        speeds = torch.pow(10000.0, -torch.arange(self.count, device=x_BnLE.device) / self.count)
         rows = torch.arange(height, device=x_BnLE.device)[:, None] * speeds
         columns = torch.arange(width, device=x_BnLE.device)[:, None] * speeds
-        half = [height, width, speeds.shape[0]]
+        half = [height, width, self.count]
         angles = torch.cat([rows[:, None].expand(half), columns[None].expand(half)], -1).flatten(0, 1)
         cos, sin = angles.cos().to(x_BnLE.dtype), angles.sin().to(x_BnLE.dtype)
         even, odd = x_BnLE.unflatten(-1, (-1, 2)).unbind(-1)
@@ -146,7 +143,7 @@ class RotaryAttention(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.heads = dim // HEAD_DIM
+        self.heads, self.head_dim = dim // HEAD_DIM, HEAD_DIM
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.rotate = GridRotation(HEAD_DIM)
         self.q_norm = nn.LayerNorm(HEAD_DIM)
@@ -155,7 +152,8 @@ class RotaryAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        q, k, v = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, HEAD_DIM)).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.heads, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(self.rotate(q, x)), self.k_norm(self.rotate(k, x))
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2)).view_as(x)

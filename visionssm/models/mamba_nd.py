@@ -1,9 +1,12 @@
-"""Mamba-ND, the 2D models: a plain stack of Mamba layers that read the map along one route each, in turn.
+"""Mamba-ND: a stack of Mamba layers, each along one route; for images, and for volumes under UNETR's decoder.
 
 Paper: Mamba-ND, arXiv 2402.05892. Code: jacklishufan/Mamba-ND@4f70284, which carries no licence.
 The shortcut of a layer carries its normed input, as published: there is no stream of residuals. One layer halves the map, so
 here every layer is a stage of the hierarchical frame; a feature is what a layer returns.
-Differs from the published code: the order of columns is right at H != W, where theirs fails.
+Differs from the published code: the order of columns is right at H != W, where theirs fails; volumes of any size are taken; the
+last layer of the volume encoder, whose output nobody reads there, is left out. The video models are not built.
+
+Legend: B batch, S spatial sizes (H, W) or (D, H, W), C channels.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
@@ -20,14 +24,15 @@ from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.mamba_nd import LAYOUT
 from visionssm.layers import HierarchicalModel, PatchMerging, PooledHead, PositionStem, Stage, plain_feature_cfg
 from visionssm.layers.plain import resize_positions
-from visionssm.layers.typing import drop_path_rates, unscripted
+from visionssm.layers.segmentation import SegmentationModel, monai_blocks
+from visionssm.layers.typing import checkpointed, drop_path_rates, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.scans import RouteTable, ScanOrder
 
-from ._registry import register
+from ._registry import build, register
 
-__all__ = ["MambaND"]
+__all__ = ["MambaND", "MambaNDSegmenter"]
 
 
 class MambaNDBlock(nn.Module):
@@ -50,9 +55,9 @@ class MambaNDBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) -> (B, H, W, dim)."""
+        """(B, *S, dim) -> (B, *S, dim)."""
         u = self.norm(x)
-        return u + self.drop_path(self.mixer(u.flatten(1, 2), self.route_table(u)).view_as(u))
+        return u + self.drop_path(self.mixer(u.flatten(1, -2), self.route_table(u)).view_as(u))
 
 
 class MambaND(PretrainedMixin, HierarchicalModel):
@@ -155,6 +160,165 @@ class MambaND(PretrainedMixin, HierarchicalModel):
         return {"stem.pos_embed"} | {name for name, _ in self.named_parameters() if name.endswith(kept)}
 
 
+# --- volumes ----------------------------------------------------------------------------------------------------
+
+
+class VolumeEncoder(nn.Module):
+    """Patches of a volume, positions, layers; the maps of some of them.
+
+    Args:
+        in_chans: channels of the volume.
+        dim: channels.
+        patch_size: side of a patch in voxels.
+        img_size: sides that the position embedding is made for.
+        d_state: N.
+        scans: one per layer.
+        taken: indices of the layers whose maps are returned, the last of them included.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_chans: int,
+        dim: int,
+        patch_size: int,
+        img_size: tuple[int, int, int],
+        d_state: int,
+        scans: list[ScanOrder],
+        taken: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.taken = list(taken)
+        self.patch_embed = nn.Conv3d(in_chans, dim, patch_size, stride=patch_size)
+        self.pos_embed = nn.Parameter(torch.zeros(1, dim, *(side // patch_size for side in img_size)))
+        self.layers = nn.ModuleList(MambaNDBlock(dim, scan=scan, d_state=d_state, drop_path=0.0) for scan in scans)
+        trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_chans, *S) -> maps (B, dim, *S / patch_size), in the order of the layers."""
+        x = self.patch_embed(x)
+        positions = F.interpolate(self.pos_embed, size=x.shape[2:], mode="trilinear", align_corners=False)
+        x = (x + positions).movedim(1, -1)  # at its own size the embedding is not changed
+        maps: list[Tensor] = []
+        for i, layer in enumerate(self.layers):
+            if self.grad_checkpointing and not torch.jit.is_scripting():  # noqa: SIM108  (TorchScript prunes statements)
+                x = checkpointed(layer, x)
+            else:
+                x = layer(x)
+            if i in self.taken:
+                maps.append(x.movedim(-1, 1).contiguous())
+        return maps
+
+
+class UnetrDecoder(nn.Module):
+    """UNETR's decoder (arXiv 2103.10504) from MONAI's blocks, over four maps of stride 16.
+
+    Args:
+        in_chans: channels of the volume, which is the first skip connection.
+        dim: channels of the maps.
+        feature_size: channels of the finest decoded map.
+
+    Raises:
+        ModuleNotFoundError: MONAI is not installed.
+    """
+
+    def __init__(self, *, in_chans: int, dim: int, feature_size: int) -> None:
+        super().__init__()
+        blocks = monai_blocks("Mamba-ND")
+        widths = [feature_size << i for i in range(4)]
+        kwargs: dict[str, Any] = {"kernel_size": 3, "norm_name": "instance", "res_block": True}
+        grow: dict[str, Any] = {**kwargs, "stride": 1, "upsample_kernel_size": 2, "conv_block": True}
+        self.channels = tuple(widths)
+        self.first = blocks.UnetrBasicBlock(3, in_chans, feature_size, stride=1, **kwargs)
+        self.skips = nn.ModuleList(
+            blocks.UnetrPrUpBlock(3, dim, width, num_layer=2 - i, **grow) for i, width in enumerate(widths[1:])
+        )
+        self.ups = nn.ModuleList(
+            blocks.UnetrUpBlock(3, wider, width, upsample_kernel_size=2, **kwargs)
+            for wider, width in zip([dim, *widths[:0:-1]], widths[::-1], strict=True)
+        )
+
+    def forward(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        """(B, in_chans, *S), the encoder's maps -> decoded maps of strides 1, 2, 4, 8, with `channels`."""
+        skips = [self.first(x)]
+        for i, skip in enumerate(self.skips):
+            skips.append(skip(maps[i]))
+        y = maps[-1]
+        decoded: list[Tensor] = []
+        for up in self.ups:
+            y = up(y, skips.pop())
+            decoded.append(y)
+        return decoded[::-1]
+
+
+class MambaNDSegmenter(SegmentationModel):
+    """Mamba-ND for volumes: UNETR with Mamba layers, as published for BTCV.
+
+    Args:
+        in_chans: channels (modalities) of the volume.
+        num_classes: classes, background included.
+        dim: channels of the encoder.
+        feature_size: channels of the finest decoded map.
+        img_size: side or sides that the position embedding is made for, multiples of 16; it is resized for others.
+        taken: indices of the layers whose maps the decoder gets, four; the last is the encoder's last layer.
+        d_state: N.
+        scan: scan order by name, with options, or one per layer.
+
+    Raises:
+        ValueError: an argument that is not accepted.
+        ModuleNotFoundError: MONAI is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 1,
+        num_classes: int = 14,
+        dim: int = 384,
+        feature_size: int = 32,
+        img_size: int | tuple[int, int, int] = 96,
+        taken: tuple[int, ...] = (6, 12, 18, 22),
+        d_state: int = 16,
+        scan: ScanChoice = "nd_3d",
+    ) -> None:
+        sides = (img_size,) * 3 if isinstance(img_size, int) else tuple(img_size)
+        if len(sides) != 3 or any(side < 16 or side % 16 for side in sides):
+            raise ValueError(f"img_size must be a multiple of 16 or three of them, got {img_size}")
+        if len(taken) != 4 or list(taken) != sorted(set(taken)) or taken[0] < 0:
+            raise ValueError(f"taken must be four layers in their order, got {taken}")
+        encoder = VolumeEncoder(
+            in_chans=in_chans,
+            dim=dim,
+            patch_size=16,
+            img_size=sides,
+            d_state=d_state,
+            scans=layer_scans(scan, taken[-1] + 1, ndim=3),
+            taken=taken,
+        )
+        super().__init__(
+            in_chans=in_chans,
+            num_classes=num_classes,
+            spatial_dims=3,
+            strides=[16] * 3,
+            encoder=encoder,
+            decoder=UnetrDecoder(in_chans=in_chans, dim=dim, feature_size=feature_size),
+            head=nn.Conv3d(feature_size, num_classes, 1),
+            least=1,
+        )
+
+    @unscripted
+    def no_weight_decay(self) -> set[str]:
+        """Positions, biases, and D."""
+        kept = (".D", ".dt_bias", ".conv_bias", ".pos_embed")
+        return {name for name, _ in self.named_parameters() if name.endswith(kept)}
+
+    @unscripted
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory: layers are run again in the backward pass."""
+        self.encoder.grad_checkpointing = enable
+
+
 # --- variants ---------------------------------------------------------------------------------------------------
 
 
@@ -183,10 +347,20 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _volume_cfg() -> dict[str, Any]:
+    common = ("license", "origin_url", "paper_name", "paper_ids")
+    return {"num_classes": 14, "input_size": (1, 96, 96, 96), "classifier": "head", **{k: _cfg()[k] for k in common}}
+
+
 default_cfgs = generate_default_cfgs(
     {
         "mamba_nd_2d_small.in1k": _cfg("in1k/mamba2d_s.pth"),
         "mamba_nd_2d_base.in1k": _cfg("in1k/mamba2d_b.pth"),
+        "mamba_nd_3d_small.btcv": _volume_cfg(),
+        "mamba_nd_3d_small_plus.btcv": _volume_cfg(),
+        "mamba_nd_3d_base.btcv": _volume_cfg(),
+        "mamba_nd_3d_base_64.btcv": _volume_cfg(),
+        "mamba_nd_3d_nano.untrained": {**_volume_cfg(), "num_classes": 2, "input_size": (1, 64, 64, 64)},
         "mamba_nd_nano.untrained": _cfg(license="apache-2.0", input_size=(3, 64, 64)),
     }
 )
@@ -221,3 +395,40 @@ def mamba_nd_nano(pretrained: bool = False, **kwargs: Any) -> MambaND:
     """A small Mamba-ND of our own for small images and tests, about 1 M parameters."""
     defaults = {"img_size": 64, "dim": 96, "depth": 8, "merge_after": (3,)}
     return _create("mamba_nd_nano", pretrained, defaults, kwargs)
+
+
+def _segmenter(variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]) -> MambaNDSegmenter:
+    if pretrained:
+        raise ValueError(f"weights of {variant} cannot be loaded: what the published files hold is not known to us")
+    return build(MambaNDSegmenter, variant, False, **{**defaults, **options})
+
+
+@register("volume")
+def mamba_nd_3d_small(pretrained: bool = False, **kwargs: Any) -> MambaNDSegmenter:
+    """Mamba-ND-S for BTCV: one channel, fourteen classes, windows of 96 voxels."""
+    return _segmenter("mamba_nd_3d_small", pretrained, {}, kwargs)
+
+
+@register("volume")
+def mamba_nd_3d_small_plus(pretrained: bool = False, **kwargs: Any) -> MambaNDSegmenter:
+    """Mamba-ND-S+ for BTCV."""
+    return _segmenter("mamba_nd_3d_small_plus", pretrained, {"dim": 512}, kwargs)
+
+
+@register("volume")
+def mamba_nd_3d_base(pretrained: bool = False, **kwargs: Any) -> MambaNDSegmenter:
+    """Mamba-ND-B for BTCV, decoder of width 32."""
+    return _segmenter("mamba_nd_3d_base", pretrained, {"dim": 768}, kwargs)
+
+
+@register("volume")
+def mamba_nd_3d_base_64(pretrained: bool = False, **kwargs: Any) -> MambaNDSegmenter:
+    """Mamba-ND-B for BTCV, decoder of width 64."""
+    return _segmenter("mamba_nd_3d_base_64", pretrained, {"dim": 768, "feature_size": 64}, kwargs)
+
+
+@register("volume")
+def mamba_nd_3d_nano(pretrained: bool = False, **kwargs: Any) -> MambaNDSegmenter:
+    """A small Mamba-ND for volumes of our own, for tests and demonstrations, about 1 M parameters."""
+    defaults = {"num_classes": 2, "dim": 48, "feature_size": 8, "img_size": 64, "taken": (1, 2, 3, 5), "d_state": 8}
+    return _segmenter("mamba_nd_3d_nano", pretrained, defaults, kwargs)

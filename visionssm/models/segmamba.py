@@ -12,7 +12,6 @@ Legend: B batch, S spatial sizes (D, H, W) or (H, W), C channels.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin
 from visionssm.checkpoints.segmamba import LAYOUT
-from visionssm.layers.segmentation import CONVS, INSTANCE_NORMS, SegmentationModel
+from visionssm.layers.segmentation import CONVS, INSTANCE_NORMS, SegmentationModel, monai_blocks
 from visionssm.layers.typing import checkpointed, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
@@ -222,7 +221,7 @@ class ResidualDecoder(nn.Module):
 
     def __init__(self, *, in_chans: int, dims: Sequence[int], spatial_dims: int = 3) -> None:
         super().__init__()
-        blocks = _monai("monai.networks.blocks")
+        blocks = monai_blocks("SegMamba")
         kwargs: dict[str, Any] = {"norm_name": "instance", "res_block": True}
         widths = [*dims, 2 * dims[-1]]  # of the skip connections, the finest first
         self.channels = tuple(dims)
@@ -353,7 +352,7 @@ class SegMamba(PretrainedMixin, SegmentationModel):
         """Raises ValueError unless an input of these sides can be segmented."""
         stride = self.strides[0]
         whole = all(side % stride == 0 for side in size)
-        grids = [math.prod(side >> i + 1 for side in size) for i in range(len(self.slices))]
+        grids = [math.prod([side >> i + 1 for side in size]) for i in range(len(self.slices))]
         cut = whole and all(grid % count == 0 for grid, count in zip(grids, self.slices, strict=True) if count)
         if not self.any_size and not cut:
             factors = "".join(f"({axis}/{stride})" for axis in "DHW"[-len(size) :])
@@ -362,17 +361,6 @@ class SegMamba(PretrainedMixin, SegmentationModel):
                 f"by {self.slices[-1]}, got {size}; slices='planes' takes any size"
             )
         super().check_size(size)
-
-
-def _monai(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "monai":
-            raise
-        raise ModuleNotFoundError(
-            "SegMamba's decoder is made of MONAI's blocks: pip install 'visionssm[medical]'", name="monai"
-        ) from None
 
 
 # --- variants ---------------------------------------------------------------------------------------------------

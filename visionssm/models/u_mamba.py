@@ -405,7 +405,7 @@ def u_mamba_enc_3d(pretrained: bool = False, **kwargs: Any) -> UMamba:
 
 @register("volume")
 def u_mamba_nano(pretrained: bool = False, **kwargs: Any) -> UMamba:
-    """A small U-MambaEnc of our own for tests and demonstrations, about 0.3 M parameters, any size."""
+    """A small U-MambaEnc of our own for tests and demonstrations, about 0.1 M parameters, any size."""
     defaults = {
         "mamba": "encoder",
         "dims": (8, 16, 32),
