@@ -13,7 +13,7 @@ from torch import Tensor, nn
 __all__ = ["ConvNorm", "LinearNorm", "Residual"]
 
 
-def _fold(weight: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _fold(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the map and the norm in one; the first dimension of `weight` is the channels out."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
@@ -55,7 +55,7 @@ class ConvNorm(nn.Module):
 
 
 class LinearNorm(nn.Module):
-    """A linear layer without bias, then BatchNorm over all tokens: (B, *S, C) -> (B, *S, C').
+    """A linear layer without bias, then BatchNorm, channels last: (B, H, W, C) -> (B, H, W, C').
 
     Args:
         dim: C.
@@ -65,12 +65,11 @@ class LinearNorm(nn.Module):
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, out_dim, bias=False)
-        self.norm = nn.BatchNorm1d(out_dim)
+        self.norm = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, *S, C) -> (B, *S, C')."""
-        x = self.linear(x)
-        return self.norm(x.flatten(0, -2)).view_as(x)
+        """(B, H, W, C) -> (B, H, W, C')."""
+        return self.norm(self.linear(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     @torch.jit.unused
     @torch.no_grad()
