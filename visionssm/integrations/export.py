@@ -91,7 +91,8 @@ def export_model(
     if opset < 18:
         raise ValueError(f"opset must be 18 or later, got {opset}")
     open_size = open_size and kind != "torchscript"
-    shapes = [shape, (shape[0] + 1, shape[1], shape[2] + 32, shape[3])] if open_size else [shape]
+    # the second is of another remainder by the chunks
+    shapes = [shape, (shape[0] + 1, shape[1], shape[2] + 40, shape[3] + 8)] if open_size else [shape]
     model = model.eval()
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +256,8 @@ def _scan(
     def cut(
         x_BKTC: Tensor,
     ) -> tuple[Tensor, ...]:  # CHUNK tensors (B, K, G, C); a step with dt = 0 leaves the state as it is
-        return F.pad(x_BKTC, (0, 0, 0, -steps % CHUNK)).unflatten(2, (-1, CHUNK)).unbind(3)
+        # always some padding: whether there is any would otherwise be decided for the size that is exported
+        return F.pad(x_BKTC, (0, 0, 0, CHUNK - steps % CHUNK)).unflatten(2, (-1, CHUNK)).unbind(3)
 
     dt, inputs, B_, C_ = cut(dt_BKTD), cut(dt_BKTD * u_BKTD), cut(B_BKTN), cut(C_BKTN)
 
