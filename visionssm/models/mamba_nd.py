@@ -356,10 +356,10 @@ default_cfgs = generate_default_cfgs(
     {
         "mamba_nd_2d_small.in1k": _cfg("in1k/mamba2d_s.pth"),
         "mamba_nd_2d_base.in1k": _cfg("in1k/mamba2d_b.pth"),
-        "mamba_nd_3d_small.btcv": _volume_cfg(),
-        "mamba_nd_3d_small_plus.btcv": _volume_cfg(),
-        "mamba_nd_3d_base.btcv": _volume_cfg(),
-        "mamba_nd_3d_base_64.btcv": _volume_cfg(),
+        "mamba_nd_3d_small.untrained": _volume_cfg(),
+        "mamba_nd_3d_small_plus.untrained": _volume_cfg(),
+        "mamba_nd_3d_base.untrained": _volume_cfg(),
+        "mamba_nd_3d_base_64.untrained": _volume_cfg(),
         "mamba_nd_3d_nano.untrained": {**_volume_cfg(), "num_classes": 2, "input_size": (1, 64, 64, 64)},
         "mamba_nd_nano.untrained": _cfg(license="apache-2.0", input_size=(3, 64, 64)),
     }
