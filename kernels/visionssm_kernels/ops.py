@@ -460,6 +460,7 @@ def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_state
     if grad_y is None:
         shape = (*u.shape[:2], u.shape[3]) if merge == "sum" else (*u.shape[:2], *A.shape[:2])
         grad_y = u.new_zeros(shape)
+    assert grad_y is not None
     inputs = (u, delta, A, B, C, D, bias, order, softplus, merge)
     kernels = _kernels(backend, u, A.shape[-1])
     if isinstance(kernels, Composite):  # inside an operator there is no autograd to run

@@ -30,7 +30,8 @@ def test_every_parameter_has_the_rate_of_its_layer(name: str) -> None:
     model = {key: value for key, value in rates.items() if key.startswith("backbone.model.")}
     stem = {value for key, value in model.items() if ".stem." in key or ".patch_embed." in key or ".pos_embed" in key}
     assert stem == {min(model.values())}
-    assert max(model.values()) == pytest.approx(RATE)
+    # EfficientViM's last layer is what only its head reads, which is frozen here
+    assert max(model.values()) == pytest.approx(RATE**2 if name == "efficient_vim_nano" else RATE)
     for group in groups:
         for key, p in zip(group["param_names"], group["params"], strict=True):
             assert group["weight_decay"] == (0.0 if spared(key, p) else DECAY), key
