@@ -43,10 +43,19 @@ def folder(cuda: bool) -> Path:
     return cache / "visionssm" / "wheels" / f"torch{torch.__version__}{kind}-{sys.implementation.cache_tag}"
 
 
+# The extension alone: mmcv itself imports packages that are installed after it.
+LOADS = """
+import importlib.metadata, importlib.util, pathlib, sys, torch
+found = importlib.metadata.distribution(sys.argv[1])
+extension = next(pathlib.Path(found.locate_file("mmcv")).glob("_ext.*"))
+importlib.util.module_from_spec(importlib.util.spec_from_file_location("_ext", extension))
+raise SystemExit(found.version != sys.argv[2])
+"""
+
+
 def installed(version: str) -> bool:
     """Whether the pinned version is here and its operators load beside this torch."""
-    code = f"import importlib.metadata as m, torch, mmcv._ext; raise SystemExit(m.version({PACKAGE!r}) != {version!r})"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    return subprocess.run([sys.executable, "-c", LOADS, PACKAGE, version], capture_output=True).returncode == 0
 
 
 def build(version: str, target: Path, *, cuda: bool) -> None:
