@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ seeing: {{photos: 2, size: 32}}
 CHROMIUM_ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--disable-dev-shm-usage",
 ]
+LAUNCHES = 5
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("benchmark_scans"), pytest.mark.timeout(1200)]
 
@@ -124,7 +127,15 @@ def browser() -> Iterator[Any]:
         "playwright.sync_api", reason="playwright is not installed (the extra dev brings it)"
     )
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS)
+        for attempt in range(LAUNCHES):  # a busy machine may kill a browser that starts; every try has its own profile
+            try:
+                chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS)
+                break
+            except sync_api.Error as error:
+                trouble = str(error).strip().splitlines()[0]
+                time.sleep(2 * attempt)
+        else:
+            pytest.skip(f"{executable} did not start in {LAUNCHES} tries: {trouble}")
         yield chromium
         chromium.close()
 
