@@ -3,7 +3,10 @@
 python dev/update_cards.py          count what is not counted yet (model_cards/operations.json), then write
 python dev/update_cards.py "vim_*"  count these anew first; "*" counts all, a few minutes
 
-Measured speed comes from model_cards/measurements.json, which tools/benchmark_models.py writes; reproduced figures from
+Measured speed comes from model_cards/measurements.json, which this writes, and completes if it was cut off:
+    python tools/benchmark_models.py --zoo --loop --device cpu --repetitions 3 --warmup 1 \\
+        --json model_cards/measurements.json --accuracy-plot docs/accuracy_throughput.png
+Reproduced figures come from
 model_cards/reproduced.json: {"vim_tiny": [{"figure": "top-1", "value": "76.1", "command": "python tools/evaluate.py ..."}]}.
 """
 
@@ -202,7 +205,7 @@ def _speed(name: str, measurements: dict[str, Any]) -> list[str]:
     mine = [row for row in rows if row["model"] == name and row.get("seconds")]
     if not mine:
         return ["Not measured yet: `python tools/benchmark_models.py " + name + "`"]
-    by_key = {(row["model"], row["mode"], row["resolution"], row["batch"]): row for row in rows if row.get("seconds")}
+    by_key = {(row["model"], *_turn(row)): row for row in rows if row.get("seconds")}
     lines = [
         "| mode | size | batch | against swin_tiny | against deit_tiny | against the per-step loop |",
         "| --- " * 6 + "|",
@@ -210,15 +213,19 @@ def _speed(name: str, measurements: dict[str, Any]) -> list[str]:
     for row in mine:
         if row["mode"] == "loop":
             continue
-        key = (row["mode"], row["resolution"], row["batch"])
-        ratios = [_ratio(by_key.get((baseline, *key)), row) for baseline in BASELINES]
-        loop = by_key.get((name, "loop", row["resolution"], row["batch"])) if row["mode"] == "latency" else None
+        ratios = [_ratio(by_key.get((baseline, *_turn(row))), row) for baseline in BASELINES]
+        loop = by_key.get((name, *_turn(row | {"mode": "loop"}))) if row["mode"] == "latency" else None
         cells = (row["mode"], str(row["resolution"]), str(row["batch"]), *ratios, _ratio(loop, row))
         lines.append(f"| {' | '.join(cells)} |")
     setting = measurements["setting"]
     lines += ["", f"How many times as fast in the same run (below 1: slower). {setting['hardware']}; {setting['versions']}; "
               f"{setting['arithmetic']}. Command: `{setting['command']}`"]  # fmt: skip
     return lines
+
+
+def _turn(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What rows have in common whose models took turns, so that their ratio means something."""
+    return row.get("part", ""), row["mode"], row["resolution"], row["batch"]
 
 
 def _ratio(other: dict[str, Any] | None, row: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ python tools/benchmark_models.py vim_tiny --device cuda --precision bfloat16 --b
 python tools/benchmark_models.py segmamba_brats2023 --resolutions 64 96 128 --modes inference training checkpointed
 python tools/benchmark_models.py configs/detection/mask_rcnn_*_1x.py --no-baselines --resolutions 1024
 python tools/benchmark_models.py --targets        one image, float32, CPU, against the loop over the scan's steps; 1 training step
+python tools/benchmark_models.py --zoo --json zoo.json --accuracy-plot zoo.png      every published classifier; goes on if cut off
 
 The baselines swin_tiny, convnext_tiny, deit_tiny, deit_small and mambaout_tiny run along with classifiers, MONAI's swin_unetr
 (feature size 48) and segresnet (16 filters, as for BraTS) with networks for volumes, unless --no-baselines is given.
@@ -28,11 +29,13 @@ from visionssm.analysis.speed_report import (
     TARGETS,
     chosen_modes,
     loop_ratios,
+    to_accuracy_plot,
     to_csv,
     to_json,
     to_plots,
     to_table,
 )
+from visionssm.analysis.zoo_speed import family_of, measure_zoo, zoo_parts
 
 
 def positive(text: str) -> int:
@@ -58,6 +61,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="only what has a target: loops over steps and training steps take minutes",
     )
+    parser.add_argument(
+        "--zoo",
+        action="store_true",
+        help="published classifiers (those named, or all), each at the size of its reported accuracy, a family at a time beside "
+        "swin_tiny and deit_tiny; the file of --json is written after each family, and a run that finds it does only the rest",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16", "float16"), default="float32", help="other: autocast"
@@ -66,17 +75,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--channels-last", action="store_true", help="memory format of images and convolutions")
     parser.add_argument("--compile", action="store_true", help="run everything through torch.compile")
     parser.add_argument(
-        "--batch", type=positive, help="images per pass of inference and training (default 8; volumes and targets: 1)"
+        "--batch",
+        type=positive,
+        help="images per pass of inference and training (default 8; zoo: 4; volumes and targets: 1)",
     )
     parser.add_argument("--repetitions", type=positive, default=5)
     parser.add_argument("--warmup", type=positive, default=2)
     parser.add_argument("--json", metavar="FILE", type=Path)
     parser.add_argument("--csv", metavar="FILE", type=Path)
     parser.add_argument("--plots", metavar="FOLDER", type=Path, help="PNG files; needs matplotlib")
+    parser.add_argument(
+        "--accuracy-plot", metavar="FILE", type=Path, help="PNG of reported accuracy against throughput, by family"
+    )
     args = parser.parse_args(arguments)
+    if args.zoo and args.targets:
+        parser.error("choose one of --zoo and --targets")
+    if args.accuracy_plot and "inference" not in args.modes:
+        parser.error("--accuracy-plot shows the throughput of inference, which --modes leaves out")
     if args.targets:
         args.no_baselines, args.device, args.precision = True, "cpu", "float32"
-    elif not args.models and args.no_baselines:
+    elif not args.models and args.no_baselines and not args.zoo:
         parser.error("name at least one model")
     return args
 
@@ -84,20 +102,29 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse()
     volumes = set(visionssm.list_models(task="volume"))
-    batch = args.batch or (1 if args.targets or volumes & set(args.models) else 8)
+    batch = args.batch or (1 if args.targets or volumes & set(args.models) else 4 if args.zoo else 8)
     setting = Setting(
         device=args.device, precision=args.precision, tf32=args.tf32, channels_last=args.channels_last, compile=args.compile,
-        batch=batch, repetitions=args.repetitions, warmup=args.warmup,
+        batch=batch, repetitions=args.repetitions, warmup=args.warmup, loop_once=args.zoo,
     )  # fmt: skip
 
+    command = f"python tools/benchmark_models.py {shlex.join(sys.argv[1:])}"
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     def run(names: Sequence[str], resolutions: Sequence[int], modes: Sequence[Mode]) -> list[Result]:
-        return measure(names, resolutions, modes, setting, report=lambda line: print(line, file=sys.stderr, flush=True))
+        return measure(names, resolutions, modes, setting, report=say)
 
     try:
         if args.device == "cpu":
             limit_memory()
         if args.targets:
             results = [r for target in TARGETS for r in run(target.models, [target.resolution], target.modes)]
+        elif args.zoo:
+            modes = chosen_modes(args.modes, loop=args.loop)
+            parts = zoo_parts(resolve_models(args.models) if args.models else None)
+            results = measure_zoo(parts, modes, setting, file=args.json, command=command, report=say)
         else:
             named = resolve_models(args.models)
             names = resolve_models([*([] if args.no_baselines else fitting_baselines(named)), *named])
@@ -113,13 +140,14 @@ def main() -> None:
         print(*target.verdicts(results), sep="\n")
     for model, resolution, ratio in () if args.targets else loop_ratios(results):
         print(f"{model} at {resolution}: {ratio:.1f} times as fast as with the per-step loop")
-    if args.json:
-        command = f"python tools/benchmark_models.py {shlex.join(sys.argv[1:])}"
+    if args.json and not args.zoo:
         args.json.write_text(to_json(results, setting, command))
     if args.csv:
         args.csv.write_text(to_csv(results))
     if args.plots:
         to_plots(results, setting, args.plots)
+    if args.accuracy_plot:
+        to_accuracy_plot(results, setting, args.accuracy_plot, family_of)
     if not any(result.seconds for result in results):
         raise SystemExit("error: nothing could be measured")
 

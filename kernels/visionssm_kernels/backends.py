@@ -176,6 +176,8 @@ def warn_if_slow(name: str, requested: str, elements: int, device: str, dtype: t
     """Says once per process that "auto" runs plain torch on a size where a kernel would be many times faster."""
     if name != "chunked" or requested != "auto" or _chosen != "auto" or elements < _SLOW_ELEMENTS or name in _told:
         return
+    if device == "meta":  # nothing runs
+        return
     _told.add(name)
     fast = "triton" if torch.device(device).type == "cuda" else "numba"
     reason = _TABLE[fast].why_not(torch.device(device), dtype, d_state)

@@ -153,8 +153,15 @@ def test_half_of_a_stack_is_named(published, model) -> None:
 
 
 def test_another_variant(published) -> None:
-    with pytest.raises(CheckpointError, match=r"does not fit Vim.*vim_small"):
+    with pytest.raises(CheckpointError, match=r"(?s)does not fit Vim.*vim_small.*it fits vim_tiny, vim_tiny_stride8$"):
         visionssm.load_official(visionssm.create_model("vim_small", img_size=64), published)
+
+
+def test_a_damaged_file_of_ours_is_told_by_its_own_names(wanted, model) -> None:
+    state = {name: tensor for name, tensor in wanted.items() if name != "norm.weight"} | {"surplus": torch.zeros(1)}
+    with pytest.raises(CheckpointError) as error:
+        visionssm.load_official(model, state)
+    assert str(error.value).splitlines()[1:] == ["  1 missing: norm.weight", "  1 unexpected: surplus"]
 
 
 def test_another_family(published) -> None:

@@ -284,6 +284,20 @@ def test_a_table_made_in_inference_mode() -> None:
     assert torch.equal(y, vk.routed_scan(**inputs, order=order.clone()))
 
 
+@pytest.mark.parametrize("table", [None, (3, 1 << 17), (2, 3, 1 << 17)], ids=["none", "shared", "per image"])
+def test_tensors_without_data(table: tuple[int, ...] | None) -> None:
+    """Shapes pass through on the meta device, gradients included, and nobody is warned that a large scan would be slow."""
+    with torch.device("meta"):
+        inputs = make(length=1 << 17)
+        order = None if table is None else torch.empty(table, dtype=torch.int64)
+        y, states = vk.routed_scan(**inputs, order=order, merge="none", return_states=True)
+        assert vk.route_conv(inputs["u"], torch.empty(3, 5, 4), order=order).shape == y.shape
+    assert y.device.type == "meta"
+    assert (y.shape, states.shape) == ((2, 1 << 17, 3, 5), (2, 1 << 17, 3, 5, 4))
+    y.sum().backward()
+    assert inputs["A"].grad.shape == inputs["A"].shape
+
+
 def test_report_names_every_implementation_with_a_reason() -> None:
     report = vk.backends("cpu")
     assert set(report) == {"numba", "triton", "chunked", "reference", "loop"}

@@ -259,6 +259,22 @@ def test_unknown_model_names_the_close_ones() -> None:
         visionssm.create_model("vmamba_tiny_s1l9")
 
 
+def test_unknown_weights_name_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"unknown weights 'vim_tiny\.in22k': 'vim_tiny' has the tags 'in1k'"):
+        visionssm.create_model("vim_tiny.in22k")
+
+
+def test_images_that_a_model_does_not_take_are_named(small: nn.Module) -> None:
+    message = r"images must be \(B, 3, H, W\), got the shape \[{}\]; in_chans= builds a model for other channels"
+    for wrong in (image(1, 1), image()[0]):
+        with pytest.raises(ValueError, match=message.format(", ".join(map(str, wrong.shape)))):
+            small(wrong)
+        with pytest.raises(ValueError, match="images must be"):
+            small.forward_intermediates(wrong)
+    with pytest.raises(TypeError, match="images must be floating point"):
+        small(image().byte())
+
+
 def test_unknown_option_is_an_error() -> None:
     with pytest.raises(TypeError, match="dept"):
         visionssm.create_model("vmamba_nano", dept=3)

@@ -14,14 +14,16 @@ EXTRAS = [
         "accelerate",
         "albumentations",
         "cv2",
+        "datasets",
         "imageio",
         "matplotlib",
         "rich",
+        "scipy",
         "skimage",
         "sklearn",
         "tensorboard",
     ),
-    *("torchmetrics", "mmcv", "mmdet", "mmengine", "mmseg", "monai", "nibabel", "pydicom"),
+    *("torchmetrics", "mmcv", "mmdet", "mmengine", "mmseg", "monai", "nibabel", "pydicom", "einops", "fire", "ignite"),
     *("onnx", "onnxruntime", "onnxscript", "pandas", "transformers", "mamba_ssm", "causal_conv1d"),
 ]
 

@@ -5,14 +5,18 @@ import io
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from visionssm.analysis import speed, speed_report
+import visionssm
+from visionssm.analysis import speed, speed_report, zoo_speed
 from visionssm.analysis.baselines import BASELINES, VOLUME_BASELINES, fitting_baselines
 from visionssm.analysis.speed import Result, Setting, measure, resolve_models
+from visionssm.analysis.zoo_speed import BESIDE, Part, family_of, measure_zoo, zoo_parts
+from visionssm.models.reported import REPORTED
 
 ROOT = Path(__file__).parents[2]
 QUICK = Setting(batch=2, repetitions=2, warmup=1)
@@ -144,6 +148,70 @@ def test_files(results: list[Result], tmp_path: Path) -> None:
     plots = speed_report.to_plots(results, QUICK, tmp_path)
     assert [path.name for path in plots] == ["latency.png", "inference.png", "training.png", "loop.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in plots)
+
+
+PARTS = [Part(name=name, models=(name, "resnet10t"), resolution=32) for name in ("vmamba_nano", "vssd_nano")]
+
+
+def test_the_zoo_is_every_published_classifier_once_beside_the_baselines() -> None:
+    timm, *families = zoo_parts()
+    assert timm.models == tuple(BASELINES.values())
+    ours = [name for part in families for name in part.models if name not in BESIDE]
+    published = [name for name in visionssm.list_models(task="classification") if name in REPORTED]
+    assert sorted(ours) == published
+    assert all(part.models[: len(BESIDE)] == BESIDE for part in families)
+    at = {name: part.resolution for part in families for name in part.models}
+    assert (at["mobile_mamba_b4"], at["vim_tiny"]) == (512, 224)
+    assert len({part.name for part in families}) == len(families)
+    assert [part.models for part in zoo_parts(["vim_tiny", "vim_nano"])[1:]] == [(*BESIDE, "vim_tiny")]
+
+
+def test_a_run_that_was_cut_off_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file, measured = tmp_path / "zoo.json", []
+
+    def spy(
+        models: list[str], resolutions: list[int], modes: list[str], *args: object, **options: object
+    ) -> list[Result]:
+        measured.append((models[0], tuple(modes)))
+        if fail := models[0] == "vssd_nano" and len(measured) == 2:
+            raise KeyboardInterrupt(fail)
+        return measure(models, resolutions, modes, *args, **options)
+
+    monkeypatch.setattr(zoo_speed, "measure", spy)
+    with pytest.raises(KeyboardInterrupt):
+        measure_zoo(PARTS, ["inference"], QUICK, file=file)
+    kept = json.loads(file.read_text())["rows"]
+    assert [row["part"] for row in kept] == ["vmamba_nano"] * 2
+    results = measure_zoo(PARTS, ["inference", "loop"], QUICK, file=file)
+    assert measured[2:] == [("vmamba_nano", ("loop",)), ("vssd_nano", ("inference", "loop"))]
+    assert [(r.part, r.model, r.mode) for r in results] == [
+        (part, model, mode)
+        for part in ("vmamba_nano", "vssd_nano")
+        for model, mode in ((part, "inference"), ("resnet10t", "inference"), (part, "loop"))
+    ]
+    assert [r.seconds for r in results[:2]] == [row["seconds"] for row in kept]
+    assert measure_zoo(PARTS, ["inference", "loop"], QUICK, file=file) == results
+    assert len(measured) == 4
+    assert len(speed_report.loop_ratios(measure_zoo(PARTS, ["latency", "loop"], QUICK, file=file))) == 2
+    assert speed_report.to_table(results).count("resnet10t") == 2
+    with pytest.raises(ValueError, match="measured with batch 2, this run is with 3"):
+        measure_zoo(PARTS, ["loop"], replace(QUICK, batch=3), file=file)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="is no file of measurements"):
+        measure_zoo(PARTS, ["loop"], QUICK, file=file)
+
+
+def test_accuracy_against_throughput_is_drawn_by_family(tmp_path: Path) -> None:
+    names = [*BASELINES.values(), "vim_tiny", "vim_small", "mobile_mamba_b4"]
+    results = [
+        Result(model=name, mode="inference", resolution=224, batch=4, seconds=0.1 * i, top1=70.0 + i)
+        for i, name in enumerate(names, 1)
+    ]
+    assert [family_of(name) for name in names[4:]] == ["timm", "vim", "vim", "mobile_mamba"]
+    speed_report.to_accuracy_plot(results, QUICK, tmp_path / "a" / "zoo.png", family_of)
+    assert (tmp_path / "a" / "zoo.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no model has both"):
+        speed_report.to_accuracy_plot(results, QUICK, tmp_path / "zoo.png", family_of, mode="latency")
 
 
 def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

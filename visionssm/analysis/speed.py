@@ -59,6 +59,7 @@ class Setting:
         batch: images per pass, but for latency and loop, which take one.
         repetitions: timed passes per model, taken in turn.
         warmup: passes before, not timed.
+        loop_once: time a single pass of the loop, which takes seconds, and do not warm it up.
     """
 
     device: str = "cpu"
@@ -69,6 +70,7 @@ class Setting:
     batch: int = 8
     repetitions: int = 5
     warmup: int = 2
+    loop_once: bool = False
 
     @property
     def hardware(self) -> str:
@@ -102,6 +104,7 @@ class Result:
         peak_bytes: most memory held during a pass, the weights included; None where the system cannot tell.
         macs, flops: of one image, see `Operations`; flops in the convention of the papers.
         top1: accuracy as its authors report it.
+        part: of a run in parts, see `measure_zoo`; ratios are within one.
     """
 
     model: str
@@ -117,6 +120,7 @@ class Result:
     flops: int | None = None
     top1: float | None = None
     problem: str = ""
+    part: str = ""
 
     @property
     def throughput(self) -> float | None:
@@ -288,6 +292,8 @@ def _take_turns(
     contestants: dict[str, Result], subjects: dict[str, _Subject], mode: Mode, setting: Setting
 ) -> list[Result]:
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    if mode == "loop" and setting.loop_once:
+        setting = replace(setting, repetitions=1, warmup=0)
     for repetition in range(setting.repetitions):
         for name, result in contestants.items():
             subject = subjects[name]

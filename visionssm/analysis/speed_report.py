@@ -5,14 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from .speed import MODES, Mode, Result, Setting
 
-__all__ = ["TARGETS", "Target", "chosen_modes", "loop_ratios", "to_csv", "to_json", "to_plots", "to_table"]
+__all__ = [
+    "TARGETS",
+    "Target",
+    "chosen_modes",
+    "loop_ratios",
+    "to_accuracy_plot",
+    "to_csv",
+    "to_json",
+    "to_plots",
+    "to_table",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +93,10 @@ TARGETS = (
 
 def loop_ratios(results: Sequence[Result]) -> list[tuple[str, int, float]]:
     """How many times as fast as with the per-step loop: (model, resolution, ratio), where both were measured."""
-    loops = {(r.model, r.resolution): r.seconds for r in results if r.mode == "loop" and r.seconds}
+    loops = {(r.model, r.resolution, r.part): r.seconds for r in results if r.mode == "loop" and r.seconds}
     found = []
     for r in results:
-        loop = loops.get((r.model, r.resolution))
+        loop = loops.get((r.model, r.resolution, r.part))
         if r.mode == "latency" and r.seconds and loop:
             found.append((r.model, r.resolution, loop / r.seconds))
     return found
@@ -96,12 +106,13 @@ def to_table(results: Sequence[Result]) -> str:
     """Columns of text, a block for each mode and resolution; ratios are to the block's first model that was measured."""
     head = ("model", "params M", "GMACs", "GFLOPs", "ms", "spread", "img/s", "ratio", "peak MiB", "top-1")
     lines: list[str] = []
-    for mode, resolution in dict.fromkeys((r.mode, r.resolution) for r in results):
-        block = [r for r in results if (r.mode, r.resolution) == (mode, resolution)]
+    for part, mode, resolution in dict.fromkeys((r.part, r.mode, r.resolution) for r in results):
+        block = [r for r in results if (r.part, r.mode, r.resolution) == (part, mode, resolution)]
         base = next((r.throughput for r in block if r.throughput), None)
         rows = [head, *(_row(result, base) for result in block)]
         widths = [max(len(row[i]) for row in rows if len(row) > i) for i in range(len(head))]
-        lines.append(f"{mode}, {resolution} pixels, batch {block[0].batch}: {MODES[mode]}")
+        where = f"{part}: " if part else ""
+        lines.append(f"{where}{mode}, {resolution} pixels, batch {block[0].batch}: {MODES[mode]}")
         for row in rows:
             cells = [
                 row[0].ljust(widths[0]),
@@ -217,6 +228,73 @@ def _plot_accuracy(panel: Any, measured: Sequence[Result]) -> None:
             )
     panel.set(xlabel="images per second at 224", ylabel="ImageNet-1k top-1 as reported, %")
     panel.grid(alpha=0.3)
+
+
+def to_accuracy_plot(
+    results: Sequence[Result],
+    setting: Setting,
+    path: Path,
+    family_of: Callable[[str], str],
+    *,
+    mode: Mode = "inference",
+) -> None:
+    """Reported top-1 over throughput, a colour per family, as a PNG file.
+
+    Args:
+        results: those of other modes, and without accuracy or speed, are left out. Of a model that was measured several times
+            (a baseline, in every part) the first counts.
+        setting: how they were measured.
+        path: of the picture.
+        family_of: the family of a model, "timm" for those beside which ours stand.
+        mode: whose throughput.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: nothing to draw.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points: dict[str, Result] = {}
+    for r in results:
+        if r.mode == mode and r.throughput and r.top1 is not None:
+            points.setdefault(r.model, r)
+    if not points:
+        raise ValueError(f"no model has both an accuracy and a throughput in mode {mode!r}")
+    figure = Figure(figsize=(13, 8.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    families = dict.fromkeys(sorted(map(family_of, points), key=lambda family: (family == "timm", family)))
+    for number, family in enumerate(families):
+        own = sorted((r for r in points.values() if family_of(r.model) == family), key=lambda r: r.throughput or 0)
+        baseline = family == "timm"
+        style = {"color": "black", "marker": "*", "markersize": 11} if baseline else {
+            "color": colormaps["tab20"](number % 20), "marker": "osD^vP"[number % 6], "markersize": 5
+        }  # fmt: skip
+        panel.plot([r.throughput or 0 for r in own], [r.top1 or 0 for r in own], linestyle="", label=family, **style)
+        for r in own:
+            short = r.model.removeprefix(family).strip("_") if not baseline else r.model.partition("_patch")[0]
+            size = "" if r.resolution == 224 else f" @{r.resolution}"
+            panel.annotate(
+                f"{short}{size}",
+                (r.throughput or 0, r.top1 or 0),
+                fontsize=8 if baseline else 6,
+                color="black" if baseline else style["color"],
+                xytext=(5, 3),
+                textcoords="offset points",
+            )
+    batch = next(iter(points.values())).batch
+    panel.set(
+        xlabel=f"images per second, batch {batch}, each at the size of its reported accuracy (224 unless said)",
+        ylabel="ImageNet-1k top-1 as its authors report it, %",
+        xscale="log",
+    )
+    panel.grid(alpha=0.3, which="both")
+    panel.legend(fontsize=8, loc="lower left", ncols=2)
+    figure.suptitle(f"{setting.hardware}; {setting.versions}; {setting.arithmetic}", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def chosen_modes(names: Sequence[str], *, loop: bool) -> list[Mode]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import timm
 import torch
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
@@ -48,30 +50,26 @@ def convert(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     ours = model.state_dict()
     if set(tensors) <= set(ours) or set(ours) <= set(tensors):
         return tensors  # ours; what is too much, the strict check after this names
-    tensors = layout.rename(tensors)
+    converted = layout.rename(tensors)
     if layout.convert is not None:
-        tensors = layout.convert(tensors, model)
-    for key, tensor in tensors.items():
+        converted = layout.convert(converted, model)
+    for key, tensor in converted.items():
         wanted = ours.get(key)
         if wanted is None or wanted.numel() != tensor.numel():
             continue
         if any(re.search(pattern, key) for pattern in layout.reshape):
-            tensors[key] = tensor.reshape(wanted.shape)
-    return tensors
+            converted[key] = tensor.reshape(wanted.shape)
+    # a damaged file of ours is told by its own names, not by those that a conversion makes of them
+    return min((converted, tensors), key=lambda state: sum(map(len, _misfits(state, ours))))
 
 
 def check(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> None:
     """Raises CheckpointError unless `state` has exactly the model's names and shapes."""
     ours = model.state_dict()
-    missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in ours]
-    wrong = [
-        f"{key}: file {tuple(state[key].shape)}, model {tuple(ours[key].shape)}"
-        for key in ours
-        if key in state and state[key].shape != ours[key].shape
-    ]
+    missing, unexpected, wrong = _misfits(state, ours)
     if not (missing or unexpected or wrong):
         return
+    wrong = [f"{key}: file {tuple(state[key].shape)}, model {tuple(ours[key].shape)}" for key in wrong]
     lines = [f"{origin} does not fit {type(model).__name__}{_name(model)}"]
     for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)):
         if keys:
@@ -80,9 +78,35 @@ def check(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> None:
     raise CheckpointError("\n".join(lines))
 
 
+def _misfits(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Keys that are missing, unexpected, and of another shape."""
+    missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in ours]
+    return missing, unexpected, [key for key in ours if key in state and state[key].shape != ours[key].shape]
+
+
+def _architecture(model: nn.Module) -> str:
+    return (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or ""
+
+
 def _name(model: nn.Module) -> str:
-    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    architecture = _architecture(model)
     return f" ({architecture})" if architecture else ""
+
+
+def _fitting_siblings(state: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """The family's other variants that a file fits, whatever its classes and size of images, by timm's names."""
+    if not timm.is_model(_architecture(model)):
+        return []
+    module = timm.models.model_entrypoint(_architecture(model)).__module__.rpartition(".")[2]
+    found = []
+    for name in timm.list_models(module=module):
+        with torch.device("meta"):
+            sibling = timm.create_model(name)
+        with contextlib.suppress(CheckpointError):
+            check(adapt(convert(state, sibling), sibling), sibling, "")
+            found.append(name)
+    return found
 
 
 def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
@@ -97,7 +121,8 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> n
         The model.
 
     Raises:
-        CheckpointError: unreadable, or keys missing, unexpected or of another shape; the message names them.
+        CheckpointError: unreadable, or keys missing, unexpected or of another shape; the message names them, and the
+            variants of the family that the file fits.
         FileNotFoundError: no such file.
     """
     if isinstance(source, (str, Path)):
@@ -107,7 +132,13 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> n
     else:
         raise TypeError(f"source must be a path or a mapping, got {type(source).__name__}")
     state = convert(content, model)
-    check(state, model, origin)
+    try:
+        check(state, model, origin)
+    except CheckpointError as error:
+        siblings = _fitting_siblings(content, model)
+        if siblings:
+            raise CheckpointError(f"{error}\n  it fits {', '.join(siblings)}") from None
+        raise
     model.load_state_dict(state, strict=False)  # strictness was checked above, with names
     return model
 

@@ -10,6 +10,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from .head import PooledHead
+from .image import check_image
 from .typing import checkpointed, unscripted
 
 __all__ = ["HierarchicalModel", "Stage"]
@@ -147,6 +148,7 @@ class HierarchicalModel(nn.Module):
         intermediates = []
         notes: list[Tensor] = []
         last = len(self.stages) - 1
+        check_image(x, self.in_chans)
         x = self.stem(x)
         # TorchScript cannot slice the stages
         stages = self.stages if torch.jit.is_scripting() or not stop_early else self.stages[: max_index + 1]
@@ -179,6 +181,7 @@ class HierarchicalModel(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, H', W', C), after the last norm."""
+        check_image(x, self.in_chans)
         x = self.stem(x)
         notes: list[Tensor] = []
         for stage in self.stages:

@@ -14,6 +14,7 @@ from timm.models._features import feature_take_indices
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
+from .image import check_image
 from .typing import checkpointed, unscripted
 
 __all__ = ["PatchEmbed", "PlainModel", "add_positions", "resize_positions"]
@@ -236,6 +237,7 @@ class PlainModel(nn.Module):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Image to tokens with positions (B, L, C), and the patch map (B, H', W', C)."""
+        check_image(x, self.in_chans)
         patches = self.patch_embed(x)
         tokens = patches.flatten(1, 2)
         if self.cls_token is not None:

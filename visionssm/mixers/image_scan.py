@@ -70,6 +70,7 @@ class ImageScan(ScanCore):
             merge = None if merge == "sum" else create_merge(merge, d_inner // scan.groups, joined)
         super().__init__(routes=scan.num_routes, channels=d_inner // scan.groups, d_state=d_state, dt_rank=dt_rank)
         self.groups = scan.groups
+        self.per_group = scan.num_routes // scan.groups
         self.gated = gate
         self.in_proj = project(dim, 2 * d_inner if gate else d_inner)
         self.conv = _CONVS[scan.ndim](
@@ -92,8 +93,9 @@ class ImageScan(ScanCore):
         """The selective scan alone: (B, *S, D) -> (B, *S, D)."""
         u_BLKD = x_BSD.flatten(1, -2).unsqueeze(2)
         if self.groups > 1:
-            u_BLGD = u_BLKD.squeeze(2).unflatten(-1, (self.groups, -1))
-            u_BLKD = u_BLGD.repeat_interleave(self.x_proj.shape[0] // self.groups, dim=2)
+            u_BLKD = u_BLKD.squeeze(2).unflatten(-1, (self.groups, -1))
+            if self.per_group > 1:
+                u_BLKD = u_BLKD.repeat_interleave(self.per_group, dim=2)
         merge = "sum" if self.merge_in_kernel else "none"
         if self.content is not None:
             u_BLKD, order_BKT, prompt_BLN = self.content(u_BLKD.squeeze(2))

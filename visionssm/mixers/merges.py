@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from timm.models._features_fx import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from visionssm.scans import ScanOrder
 
+from .functional import widened
 from .shuffle_merge import ShuffleMerge
 
 __all__ = [
@@ -86,8 +88,21 @@ class RouteAttention(nn.Module):
         return y_BLKD.sum(2) * F.relu(deviation_BLD / (mean_BLD + 1e-5) - self.threshold)
 
 
+@register_notrace_function  # its loop runs over the routes, whose number FX does not know
+def weighted_sum(y_BLKD: Tensor, weight_BKD: Tensor) -> Tensor:
+    """The sum of the routes, each times its weight; a route at a time, in at least float32: (B, L, K, D) -> (B, L, D)."""
+    weight_BKD = widened(weight_BKD)
+    total = y_BLKD[:, :, 0] * weight_BKD[:, None, 0]
+    for k in range(1, y_BLKD.shape[2]):
+        total = torch.addcmul(total, y_BLKD[:, :, k].to(total.dtype), weight_BKD[:, None, k])
+    return total.to(y_BLKD.dtype)
+
+
+@register_notrace_module  # for the same reason
 class RouteGate(nn.Module):
     """A gate per image, route and channel, from the mean of the normed output of that route; one module for all routes.
+
+    Routes are normed one at a time: a second tensor as large as all of them is never made.
 
     Args:
         dim: D.
@@ -101,10 +116,9 @@ class RouteGate(nn.Module):
         self.select = nn.Linear(dim // 8, dim)
 
     def forward(self, y_BLKD: Tensor) -> Tensor:
-        """(B, L, K, D) -> (B, L, K, D)."""
-        mean_BKD = self.norm(y_BLKD).mean(1)
-        gate_BKD = torch.sigmoid(self.select(self.act(self.reduce(mean_BKD))))
-        return y_BLKD * gate_BKD.unsqueeze(1)
+        """(B, L, K, D) -> the gates, (B, K, D)."""
+        means = [self.norm(y_BLKD[:, :, k]).mean(1) for k in range(y_BLKD.shape[2])]
+        return torch.sigmoid(self.select(self.act(self.reduce(torch.stack(means, 1)))))
 
 
 class GatedMerge(nn.Module):
@@ -120,7 +134,7 @@ class GatedMerge(nn.Module):
 
     def forward(self, y_BLKD: Tensor) -> Tensor:
         """(B, L, K, D) -> (B, L, D)."""
-        return self.gate(y_BLKD).sum(2)
+        return weighted_sum(y_BLKD, self.gate(y_BLKD))
 
 
 class SearchMerge(nn.Module):
@@ -141,7 +155,7 @@ class SearchMerge(nn.Module):
 
     def forward(self, y_BLKD: Tensor) -> Tensor:
         """(B, L, K, D) -> (B, L, D)."""
-        y_BLKD = self.gate(y_BLKD)
+        y_BLKD = y_BLKD * self.gate(y_BLKD).unsqueeze(1)
         normed = F.layer_norm(y_BLKD, y_BLKD.shape[-1:])
         return (normed * self.weights.softmax(0).to(normed.dtype).unsqueeze(-1)).sum(2)
 

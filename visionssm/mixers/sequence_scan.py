@@ -106,7 +106,7 @@ class SequenceScan(nn.Module):
         if self.merge_in_kernel:
             assert unscan_KL is None, "the routes are added up inside the kernel"
             return self.out_proj(y * gate_BLD)
-        y = y * gate_BLD.unsqueeze(2)
+        y = y.mul_(gate_BLD.unsqueeze(2))  # the kernel's own output, which nothing else holds: no copy of K maps
         if unscan_KL is not None:
             y = take_routes(y, unscan_KL)
         return self.out_proj(self.merge(y))

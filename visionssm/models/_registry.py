@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 import timm
-from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, load_pretrained, register_model
+from timm.models import (
+    DefaultCfg,
+    PretrainedCfg,
+    get_arch_pretrained_cfgs,
+    get_pretrained_cfg,
+    load_pretrained,
+    register_model,
+)
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
@@ -79,6 +86,7 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
     base, _, tag = name.partition(".")
     task, _ = _entry(name)
     if task == "classification":
+        _check_tag(name, get_arch_pretrained_cfgs(base))
         cfg = get_pretrained_cfg(name, allow_unregistered=False)
         assert cfg is not None
         return cfg
@@ -86,9 +94,15 @@ def pretrained_cfg(name: str) -> PretrainedCfg:
         return PretrainedCfg(architecture=base)
     known = _CFGS[base]
     tag = tag or known.tags[0]
-    if tag not in known.cfgs:
-        raise ValueError(f"unknown weights {name!r}: {base!r} has the tags {', '.join(map(repr, known.tags))}")
+    _check_tag(name, known.cfgs)
     return dataclasses.replace(known.cfgs[tag], architecture=base, tag=tag)
+
+
+def _check_tag(name: str, cfgs: Mapping[str, PretrainedCfg]) -> None:
+    base, _, tag = name.partition(".")
+    tags = [key.removeprefix(f"{base}.") for key in cfgs]
+    if tag and tag not in tags:
+        raise ValueError(f"unknown weights {name!r}: {base!r} has the tags {', '.join(map(repr, tags))}")
 
 
 def build(cls: Callable[..., ModelT], name: str, pretrained: bool, *, tag: str | None = None, **options: Any) -> ModelT:
@@ -155,13 +169,14 @@ def create_model(name: str, pretrained: bool = False, **options: Any) -> nn.Modu
         **options: what the model's class takes, plus timm's own (`features_only`, `checkpoint_path`, ...).
 
     Raises:
-        ValueError: unknown name; the message lists the closest.
+        ValueError: unknown name or tag; the message lists the closest names, or the tags.
         TypeError: unknown option.
     """
     if ":" in name:
         return timm.create_model(name, pretrained=pretrained, **options)
     task, entrypoint = _entry(name)
     if task == "classification":
+        _check_tag(name, get_arch_pretrained_cfgs(name.partition(".")[0]))
         return timm.create_model(name, pretrained=pretrained, **options)
     tag = name.partition(".")[2]
     return entrypoint(pretrained=pretrained, **options, **({"tag": tag} if tag else {}))
