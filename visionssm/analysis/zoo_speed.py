@@ -87,7 +87,9 @@ def measure_zoo(
     done = _read(file, setting) if file is not None and file.exists() else []
     for number, part in enumerate(parts, 1):
         present = {(r.model, r.mode) for r in done if r.part == part.name}
-        open_modes = [mode for mode in modes if any((name, mode) not in present for name in _subjects(part, mode))]
+        open_modes: list[Mode] = [
+            mode for mode in modes if any((name, mode) not in present for name in _subjects(part, mode))
+        ]
         if not open_modes:
             continue
         report(f"part {number} of {len(parts)}: {part.name}")
