@@ -1,7 +1,7 @@
 """Spatial-Mamba's state fusion: a sum of dilated depthwise convolutions over a map of states, borders replicated.
 
-On CPUs all taps are read in one pass, borders included. Elsewhere, and for the gradient, each kernel is a padded convolution
-of torch.
+On GPUs, and on CPUs forward, all taps are read in one pass, borders included. Elsewhere, and for the gradient on CPUs, each
+kernel is a padded convolution of torch.
 
 Source: Spatial-Mamba, arXiv 2410.15091, equation 7; EdwardChasel/Spatial-Mamba@71221eb.
 
@@ -10,6 +10,7 @@ Legend: B batch, H height, W width, D channels, G kernels, k their side, T taps 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -31,8 +32,8 @@ def fuse_states(h: Tensor, weight: Tensor, dilations: Sequence[int] = (1, 3, 5),
         h: (B, H, W, D), floating.
         weight: (G, D, k, k), k odd.
         dilations: G of them.
-        backend: "auto" or a name of `backends()`. Only "numba" has a kernel of its own, which computes in float32; the others
-            are torch's convolutions.
+        backend: "auto" or a name of `backends()`. "triton" and "numba" have kernels of their own, which compute in float32;
+            the others are torch's convolutions.
 
     Returns:
         (B, H, W, D) in the dtype of h.
@@ -52,8 +53,9 @@ def fuse_states(h: Tensor, weight: Tensor, dilations: Sequence[int] = (1, 3, 5),
         raise ValueError(f"weight must be (G, {h.shape[3]}, k, k) with k odd, got {tuple(weight.shape)}")
     if len(dilations) != weight.shape[0] or min(dilations) < 1:
         raise ValueError(f"dilations must be {weight.shape[0]} positive numbers, got {tuple(dilations)}")
-    if resolve(backend, str(h.device), h.dtype, 1) == "numba":
-        return torch.ops.visionssm.fuse_states(h, weight, list(dilations))
+    name = resolve(backend, str(h.device), h.dtype, 1)
+    if name in ("numba", "triton"):
+        return torch.ops.visionssm.fuse_states(h, weight, list(dilations), name)
     return _by_convolutions(h, weight, dilations)
 
 
@@ -75,8 +77,11 @@ def _offsets(side: int, dilations: tuple[int, ...]) -> Tensor:
 
 
 @torch.library.custom_op("visionssm::fuse_states", mutates_args=())
-def _fuse_states(h: Tensor, weight: Tensor, dilations: list[int]) -> Tensor:
-    if resolve("auto", str(h.device), h.dtype, 1) != "numba":  # a graph made on another machine
+def _fuse_states(h: Tensor, weight: Tensor, dilations: list[int], backend: str = "auto") -> Tensor:
+    name = resolve(backend, str(h.device), h.dtype, 1)
+    if name == "triton":
+        return _triton().forward(h, weight, dilations)
+    if name != "numba":  # a graph made on another machine
         return _by_convolutions(h, weight, dilations).contiguous()
     taps = weight.float().permute(0, 2, 3, 1).flatten(0, 2).contiguous()
     rows = h.float()
@@ -87,17 +92,33 @@ def _fuse_states(h: Tensor, weight: Tensor, dilations: list[int]) -> Tensor:
 
 
 @_fuse_states.register_fake
-def _(h: Tensor, weight: Tensor, dilations: list[int]) -> Tensor:
+def _(h: Tensor, weight: Tensor, dilations: list[int], backend: str = "auto") -> Tensor:
     return h.new_empty(h.shape)
 
 
+@torch.library.custom_op("visionssm::fuse_states_backward", mutates_args=())
+def _fuse_states_backward(grad: Tensor, h: Tensor, weight: Tensor, dilations: list[int]) -> tuple[Tensor, Tensor]:
+    return _triton().backward(grad, h, weight, dilations)
+
+
+@_fuse_states_backward.register_fake
+def _(grad: Tensor, h: Tensor, weight: Tensor, dilations: list[int]) -> tuple[Tensor, Tensor]:
+    return h.new_empty(h.shape), weight.new_empty(weight.shape)
+
+
+def _triton() -> Any:
+    return importlib.import_module(".triton.state_fusion", __package__)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    h, weight, ctx.dilations = inputs
+    h, weight, ctx.dilations, ctx.backend = inputs
     ctx.save_for_backward(h, weight)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     h, weight = ctx.saved_tensors
+    if resolve(ctx.backend, str(h.device), h.dtype, 1) == "triton":
+        return *torch.ops.visionssm.fuse_states_backward(grad, h, weight, ctx.dilations), None, None
     maps, grad = h.permute(0, 3, 1, 2), grad.permute(0, 3, 1, 2)
     dh, dweight = torch.zeros_like(maps), []
     for kernel, dilation in zip(weight.to(h.dtype).unsqueeze(2), ctx.dilations, strict=True):
@@ -118,7 +139,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         )
         dh = dh + torch.ops.aten.replication_pad2d_backward(dpadded, maps, margins)
         dweight.append(dkernel.squeeze(1))
-    return dh.permute(0, 2, 3, 1), torch.stack(dweight).to(weight.dtype), None
+    return dh.permute(0, 2, 3, 1), torch.stack(dweight).to(weight.dtype), None, None
 
 
 _fuse_states.register_autograd(_backward, setup_context=_setup_context)
@@ -129,3 +150,9 @@ def fusion_flops(h_shape: Any, weight_shape: Any, *args: Any, out_shape: Any = N
     """2 B H W D per tap."""
     batch, height, width, channels = h_shape
     return 2 * batch * height * width * channels * weight_shape[0] * weight_shape[2] * weight_shape[3]
+
+
+@register_flop_formula(torch.ops.visionssm.fuse_states_backward)
+def fusion_backward_flops(grad_shape: Any, *shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Twice the forward."""
+    return 2 * fusion_flops(*shapes[:2])

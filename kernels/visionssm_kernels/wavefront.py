@@ -28,8 +28,7 @@ from .backends import resolve
 __all__ = ["wavefront_scan"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_table: Any = importlib.import_module(".backends", __package__)  # the package's attribute of that name is the function
-_MODULES = {"numba": ".cpu.wavefront"}
+_MODULES = {"numba": ".cpu.wavefront", "triton": ".triton.wavefront"}
 
 
 def wavefront_scan(
@@ -55,8 +54,7 @@ def wavefront_scan(
         D: (D), the skip, or None.
         bias: (2, D), added to delta, or None.
         reverse: from the bottom right corner instead, where "above" is below and "left" is right.
-        backend: "auto" or a name of `backends()`; "chunked" goes by anti-diagonals, "reference" and "loop" by cells. There is no
-            "triton": on GPUs "auto" takes "chunked".
+        backend: "auto" or a name of `backends()`; "chunked" goes by anti-diagonals, "reference" and "loop" by cells.
 
     Returns:
         (B, H, W, D) in the dtype of u. The state is float32 in every implementation (float64 for float64 inputs).
@@ -70,22 +68,10 @@ def wavefront_scan(
         return torch.ops.visionssm.wavefront_scan(u, delta, A, B, C, D, bias, reverse, backend)
     _check(u, delta, A, B, C, D, bias)
     widest = torch.float64 if any(t.dtype == torch.float64 for t in (u, delta, A, B, C)) else u.dtype
-    name = _resolve(backend, str(u.device), widest, A.shape[-1])
+    name = resolve(backend, str(u.device), widest, A.shape[-1])
     if name in _MODULES or torch.compiler.is_compiling():
         return torch.ops.visionssm.wavefront_scan(u, delta, A, B, C, D, bias, reverse, name)
     return _plain(name)(u, delta, A, B, C, D, bias, reverse)
-
-
-@torch.compiler.assume_constant_result
-def _resolve(requested: str, device: str, dtype: torch.dtype, d_state: int) -> str:
-    """`backends.resolve`, for an operator that GPUs have no kernel of."""
-    asked = _table._chosen if requested == "auto" else requested
-    if asked == "triton":
-        raise RuntimeError(
-            "backend 'triton' has no two-dimensional scan. Usable: numba (CPUs), chunked, reference, loop"
-        )
-    name = resolve(requested, device, dtype, d_state)
-    return "chunked" if name == "triton" else name
 
 
 def _single(x: Any) -> Any:
@@ -197,7 +183,7 @@ def _by_diagonals(
 
 
 def _module(name: str, u: Tensor, d_state: int) -> Any:
-    name = _resolve(name, str(u.device), u.dtype, d_state)
+    name = resolve(name, str(u.device), u.dtype, d_state)
     return importlib.import_module(_MODULES[name], __package__) if name in _MODULES else name
 
 

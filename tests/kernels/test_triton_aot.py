@@ -14,7 +14,15 @@ pytest.importorskip("triton", reason="needs Triton, whose wheels are for Linux")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
 
-from tests.kernels.triton_compile import CUOBJDUMP, Launch, compile_launch, conv_launches, scan_launches
+from tests.kernels.triton_compile import (
+    CUOBJDUMP,
+    Launch,
+    compile_launch,
+    conv_launches,
+    fusion_launches,
+    scan_launches,
+    wave_launches,
+)
 
 pytestmark = pytest.mark.skipif(not CUOBJDUMP.exists(), reason="this Triton comes without NVIDIA's tools")
 
@@ -65,12 +73,28 @@ def test_conv(backward: bool, taps: int) -> None:
     check(conv_launches(torch.bfloat16, taps, backward=backward), 80, 168)
 
 
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_state_fusion(backward: bool) -> None:
+    check(fusion_launches(torch.float32, backward=backward), 90, 168)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("d_state", [1, 16, 64])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_wavefront(backward: bool, d_state: int) -> None:
+    launches = wave_launches(torch.float32, d_state, backward=backward)
+    assert len(launches) == (2 if backward else 1)
+    check(launches, 90, 255)
+
+
 def test_every_state_size_has_a_configuration() -> None:
     from visionssm_kernels.triton import CHUNK, STATE_SIZES
-    from visionssm_kernels.triton.scan import BACKWARD, FORWARD
+    from visionssm_kernels.triton.tuning import TABLES
 
-    for table in (FORWARD, BACKWARD):
-        assert tuple(table) == STATE_SIZES
-        for block, group, _ in table.values():
-            assert CHUNK % group == 0  # groups tile a chunk
-            assert block in (8, 16, 32)  # one warp
+    assert {80, 90} <= set(TABLES)
+    for table in TABLES.values():
+        for configurations in (table.scan, table.scan_backward):
+            assert tuple(configurations) == STATE_SIZES
+            for block, group, _ in configurations.values():
+                assert CHUNK % group == 0  # groups tile a chunk
+                assert block in (8, 16, 32)  # one warp

@@ -8,14 +8,15 @@ import torch
 pytest.importorskip("triton", reason="needs Triton, whose wheels are for Linux")
 
 from tests.kernels.triton_cases import (
-    CONVS,
-    SCANS,
+    CASES,
+    RUNS,
     Conv,
+    Fusion,
     Scan,
+    Wave,
+    label,
     limit,
-    run_conv,
     run_operators,
-    run_scan,
     scan_inputs,
 )
 from tests.tolerances import TOLERANCES
@@ -35,6 +36,12 @@ LARGE_CONVS = [
     Conv("large", B=2, Kx=1, K=4, D=200, L=1000, W=4),
     Conv("large, own x", Kx=2, D=64, L=3137, W=3),
 ]
+LARGE_OTHERS = [
+    Fusion("Spatial-Mamba-T, stage 1", B=2, H=56, W=56, D=64),
+    Wave("Mamba2D", B=2, H=28, W=28, D=96, N=16),
+    Wave("odd", B=1, H=33, W=65, D=97, N=4, dtype="bfloat16", reverse=True),
+    Fusion("odd", B=1, H=33, W=65, D=97, dtype="bfloat16"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -42,19 +49,19 @@ def _poison(nan_poison: None) -> None:
     """Every output starts as NaN."""
 
 
-def too_large(case: Scan | Conv) -> dict[str, float]:
-    found = (run_scan if isinstance(case, Scan) else run_conv)(case, "cuda")
+def too_large(case: object) -> dict[str, float]:
+    found = RUNS[type(case)](case, "cuda")
     return {name: error for name, error in found.items() if not error <= limit(case)}
 
 
-@pytest.mark.parametrize("case", [*SCANS, *CONVS], ids=lambda case: f"{type(case).__name__} {case.name}")
-def test_tiny(case: Scan | Conv) -> None:
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_tiny(case: object) -> None:
     assert not too_large(case)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*LARGE_SCANS, *LARGE_CONVS], ids=lambda case: f"{type(case).__name__} {case.name}")
-def test_large(case: Scan | Conv) -> None:
+@pytest.mark.parametrize("case", [*LARGE_SCANS, *LARGE_CONVS, *LARGE_OTHERS], ids=label)
+def test_large(case: object) -> None:
     assert not too_large(case)
 
 
@@ -69,11 +76,11 @@ def inputs_on_gpu(case: Scan) -> tuple:
 
 @pytest.mark.parametrize("split", [False, True])
 def test_same_bits_every_time(split: bool) -> None:
-    from tests.kernels.triton_cases import changed
+    from tests.kernels.triton_cases import changed, chunks_in_parallel
     from visionssm_kernels.triton import scan
 
     inputs = inputs_on_gpu(Scan("", B=2, K=4, D=96, N=8, L=300, dtype="bfloat16", delta_mean=-4.0))
-    with changed({(scan, "SPLIT_BELOW"): 1 << 30 if split else 0}):
+    with changed(chunks_in_parallel(split)):
         runs = []
         for _ in range(3):
             y, checkpoints, _ = scan.routed_scan_forward(*inputs, True, False)
@@ -143,14 +150,14 @@ def test_time(case: Scan) -> None:
 
 @pytest.mark.slow
 def test_chunks_in_parallel_pay_off() -> None:
-    from tests.kernels.triton_cases import changed
+    from tests.kernels.triton_cases import changed, chunks_in_parallel
     from visionssm_kernels.triton import scan
 
     torch.use_deterministic_algorithms(False)
     inputs = inputs_on_gpu(replace(LARGE_SCANS[0], B=1, L=12544, dtype="bfloat16"))
     times = []
-    for below in (0, 1 << 30):
-        with changed({(scan, "SPLIT_BELOW"): below}):
+    for parallel in (False, True):
+        with changed(chunks_in_parallel(parallel)):
             times.append(milliseconds(lambda: scan.routed_scan_forward(*inputs, False, False)))
     print(f"one after the other {times[0]:.3f} ms, in parallel {times[1]:.3f} ms")
     assert times[1] < times[0]

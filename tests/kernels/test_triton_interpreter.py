@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.triton_cases import CONVS, SCANS, limit
+from tests.kernels.triton_cases import CASES, label, limit
 from tests.tolerances import TOLERANCES
 
 pytest.importorskip("triton", reason="needs Triton, whose wheels are for Linux")
@@ -35,9 +35,9 @@ def results() -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.xdist_group("triton interpreter")  # one process for all of them, not one per worker
-@pytest.mark.parametrize("case", [*SCANS, *CONVS], ids=lambda case: f"{type(case).__name__} {case.name}")
+@pytest.mark.parametrize("case", CASES, ids=label)
 def test_against_float64(results: dict[str, dict[str, float]], case: object) -> None:
-    found = results[f"{type(case).__name__} {case.name}"]
+    found = results[label(case)]
     assert found
     too_large = {name: error for name, error in found.items() if not error <= limit(case)}
     assert not too_large

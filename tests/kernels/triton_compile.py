@@ -70,11 +70,11 @@ class _Recorder:
 @contextlib.contextmanager
 def recording() -> Iterator[list[Launch]]:
     """Within the block, launches are recorded and not run."""
-    from visionssm_kernels.triton import conv, memory, scan
+    from visionssm_kernels.triton import conv, memory, scan, state_fusion, wavefront
 
     launches: list[Launch] = []
     replaced = []
-    for module in (conv, memory, scan):
+    for module in (conv, memory, scan, state_fusion, wavefront):
         for name, value in list(vars(module).items()):
             if name.endswith("_kernel"):
                 replaced.append((module, name, value))
@@ -131,7 +131,7 @@ def scan_launches(
 ) -> list[Launch]:
     """What a routed scan of two routes launches. Not `aligned`: B and C lie side by side behind an odd column;
     `large`: with marks."""
-    from tests.kernels.triton_cases import changed
+    from tests.kernels.triton_cases import changed, chunks_in_parallel
     from visionssm_kernels.triton import memory, scan
 
     batch, length, routes, dim = 2, 40, 2, 32
@@ -144,7 +144,7 @@ def scan_launches(
     A, D = torch.zeros(routes, dim, d_state), torch.zeros(routes, dim)
     order = torch.zeros(routes, length, dtype=torch.int32) if table else None
     inputs = (u, delta, A, B, C, D, D, order, True, "sum")
-    settings = {(scan, "SPLIT_BELOW"): 1 << 30 if parallel else 0, (scan, "SPLIT_CHUNKS"): 1}
+    settings = chunks_in_parallel(parallel)
     with changed(settings | ({(memory, "LARGE"): 0} if large else {})), recording() as launches:
         if backward:
             checkpoints = torch.zeros(batch, routes, 2, dim, d_state)
@@ -167,6 +167,34 @@ def conv_launches(dtype: torch.dtype, taps: int, *, backward: bool) -> list[Laun
             conv.route_conv_backward(x, x, weight, bias, order, True)
         else:
             conv.route_conv_forward(x, weight, bias, order, True)
+    return launches
+
+
+def fusion_launches(dtype: torch.dtype, *, backward: bool) -> list[Launch]:
+    """What Spatial-Mamba's state fusion launches."""
+    from visionssm_kernels.triton import state_fusion
+
+    h, weight = torch.zeros(2, 7, 7, 64, dtype=dtype), torch.zeros(3, 64, 3, 3)
+    with recording() as launches:
+        if backward:
+            state_fusion.backward(h, h, weight, [1, 3, 5])
+        else:
+            state_fusion.forward(h, weight, [1, 3, 5])
+    return launches
+
+
+def wave_launches(dtype: torch.dtype, d_state: int, *, backward: bool) -> list[Launch]:
+    """What a two-dimensional scan launches."""
+    from visionssm_kernels.triton import wavefront
+
+    cells = (2, 7, 7)
+    u, delta, B, C = (torch.zeros(*cells, *x, dtype=dtype) for x in ((32,), (2, 32), (2, d_state), (d_state,)))
+    A, D, bias = torch.zeros(2, 32, d_state), torch.zeros(32), torch.zeros(2, 32)
+    with recording() as launches:
+        if backward:
+            wavefront.backward(u, u, delta, A, B, C, D, bias, False)
+        else:
+            wavefront.forward(u, delta, A, B, C, D, bias, False)
     return launches
 
 

@@ -1,4 +1,4 @@
-"""Launches of the routed scan: buffers, grids and the table of configurations.
+"""Launches of the routed scan: buffers and grids.
 
 Legend: B batch, L positions, Ku 1 or K, K routes, D channels, N state, T steps, chunks = ceil(T / CHUNK).
 Everything is decided from shapes: no measurement at the first call, no copy to the host, so a call can be
@@ -15,34 +15,23 @@ from . import CHUNK
 from .memory import clear_unvisited, image_buffer, on_device, row_strides, table_strides, unit_rows
 from .scan_backward import chunk_carry_kernel, scan_backward_kernel
 from .scan_forward import chunk_pass_kernel, chunk_state_kernel, scan_forward_kernel
+from .tuning import device_of, fold_stages, table_for
 
-__all__ = ["BACKWARD", "FORWARD", "routed_scan_backward", "routed_scan_forward"]
-
-# N: (channels of a block, steps loaded together, register limit). Chosen ahead of time, on what the compiler
-# reports for sm_80 and sm_90: the largest that do not spill (the compile test holds them to it). The limit
-# keeps ptxas from spilling for the sake of occupancy.
-FORWARD = {
-    1: (32, 8, None), 2: (32, 8, None), 4: (32, 8, None), 8: (32, 4, None),
-    16: (16, 4, 255), 32: (16, 2, 255), 64: (8, 2, 255),
-}  # fmt: skip
-BACKWARD = {
-    1: (32, 4, None), 2: (32, 4, None), 4: (32, 4, None), 8: (32, 2, 255),
-    16: (16, 2, 255), 32: (8, 2, 255), 64: (8, 1, 255),
-}  # fmt: skip
-
-# Fewer one-warp programs than this leave a large GPU's schedulers idle (132 x 4 on an H200): then chunks run
-# in parallel, at the price of computing every step about twice. Below a few chunks there is nothing to gain.
-SPLIT_BELOW = 1024
-SPLIT_CHUNKS = 4
+__all__ = ["routed_scan_backward", "routed_scan_forward"]
 
 
-def fold_stages(d_state: int, block: int) -> int:
-    """Halving stages of `fold_channels`: until one value is left, or one channel."""
-    return min(2 * d_state, block).bit_length() - 1
+def _split(programs: int, chunks: int, device: torch.device) -> bool:
+    """Whether chunks run in parallel: where programs, of one warp each, would leave the schedulers idle."""
+    table = table_for(device)
+    return programs < table.programs_per_sm * device_of(device).multiprocessors and chunks >= table.chunks
 
 
-def _split(programs: int, chunks: int) -> bool:
-    return programs < SPLIT_BELOW and chunks >= SPLIT_CHUNKS
+def _route_dtype(u: Tensor, routes: int) -> torch.dtype:
+    """In what K routes that will be summed are kept: float32 where that stays in the L2 cache. Where it does not, rounding each
+    route first costs at most sqrt(2) of the error of rounding the sum and halves the traffic of the merge."""
+    batch, length, _, dim = u.shape
+    size = 4 * batch * length * routes * dim
+    return torch.float32 if routes > 1 and size <= device_of(u.device).l2_bytes else u.dtype
 
 
 def routed_scan_forward(
@@ -61,13 +50,14 @@ def routed_scan_forward(
     (batch, length, routes, dim), d_state = delta.shape, A.shape[-1]
     steps = length if order is None else order.shape[-1]
     chunks = triton.cdiv(steps, CHUNK)
-    block, group, limit = FORWARD[d_state]
+    block, group, limit = table_for(u.device).scan[d_state]
     grid = batch * routes * triton.cdiv(dim, block)
-    split = _split(grid, chunks)
+    split = _split(grid, chunks, u.device)
     floats = {"dtype": torch.float32, "device": u.device}
     nothing = torch.empty(0, **floats)
 
-    y = image_buffer((batch, length, routes, dim), u.dtype, u, order)
+    kind = _route_dtype(u, routes if merge == "sum" else 1)
+    y = image_buffer((batch, length, routes, dim), kind, u, order)
     shape = (batch, length, routes, dim, d_state)
     states = image_buffer(shape, torch.float32, u, order) if save_states else None
     checkpoints = torch.empty((batch, routes, chunks, dim, d_state), **floats) if save_checkpoints or split else None
@@ -102,7 +92,7 @@ def routed_scan_forward(
         checkpoints.zero_()
     clear_unvisited(order, y, *(() if states is None else (states,)))
     if merge == "sum":
-        y = y.sum(2) if routes > 1 else y.squeeze(2)
+        y = y.sum(2).to(u.dtype) if routes > 1 else y.squeeze(2)
     return y, checkpoints if save_checkpoints else nothing, nothing if states is None else states
 
 
@@ -118,13 +108,14 @@ def routed_scan_backward(
     if not (delta.numel() and steps):
         return tuple(x if x is None else torch.zeros_like(x) for x in (u, delta, A, B, C, D, bias))
     chunks = triton.cdiv(steps, CHUNK)
-    block, group, limit = BACKWARD[d_state]
+    block, group, limit = table_for(u.device).scan_backward[d_state]
     blocks = triton.cdiv(dim, block)
     grid = batch * routes * blocks
-    parts = chunks if _split(grid, chunks) else 1
+    parts = chunks if _split(grid, chunks, u.device) else 1
     floats = {"dtype": torch.float32, "device": u.device}
 
-    du = image_buffer((batch, length, routes, dim), u.dtype, u, order)
+    kind = _route_dtype(u, routes if u.shape[2] != routes else 1)
+    du = image_buffer((batch, length, routes, dim), kind, u, order)
     ddelta = image_buffer((batch, length, routes, dim), delta.dtype, u, order)
     dBC = image_buffer((batch, length, routes, 2, d_state), torch.float32, u, order, copies=blocks)
     dA = torch.empty((batch, routes, parts, dim, d_state), **floats)
@@ -156,7 +147,7 @@ def routed_scan_backward(
     dBC = dBC.sum(0) if blocks > 1 else dBC
     clear_unvisited(order, du, ddelta, dBC)
     if u.shape[2] != routes:
-        du = du.sum(2, keepdim=True)
+        du = du.sum(2, keepdim=True).to(u.dtype)
     dB, dC = (  # no views of one buffer: results of a custom operator may not share memory
         part.to(x.dtype, copy=True, memory_format=torch.contiguous_format)
         for part, x in zip(dBC.unbind(-2), (B, C), strict=True)
