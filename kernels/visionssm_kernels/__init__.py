@@ -9,6 +9,7 @@ Usable alone: imports torch, numba and triton, never `visionssm`.
 from .backends import backends, use_backend
 from .noncausal import noncausal_ssd
 from .ops import route_conv, routed_scan, selective_scan
+from .ssd import ssd_scan
 from .state_fusion import fuse_states
 from .wavefront import wavefront_scan
 
@@ -19,6 +20,7 @@ __all__ = [
     "route_conv",
     "routed_scan",
     "selective_scan",
+    "ssd_scan",
     "use_backend",
     "wavefront_scan",
 ]

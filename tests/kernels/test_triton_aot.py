@@ -19,6 +19,7 @@ from tests.kernels.triton_compile import (
     Launch,
     compile_launch,
     conv_launches,
+    duality_launches,
     fusion_launches,
     scan_launches,
     wave_launches,
@@ -85,6 +86,16 @@ def test_wavefront(backward: bool, d_state: int) -> None:
     launches = wave_launches(torch.float32, d_state, backward=backward)
     assert len(launches) == (2 if backward else 1)
     check(launches, 90, 255)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_duality(backward: bool, size: int) -> None:
+    launches = duality_launches(torch.bfloat16, size, backward=backward)
+    assert len(launches) == (4 if backward else 3)
+    for capability in (80, 90):
+        check(launches, capability, 255)
 
 
 def test_every_state_size_has_a_configuration() -> None:

@@ -11,6 +11,7 @@ from tests.kernels.triton_cases import (
     CASES,
     RUNS,
     Conv,
+    Duality,
     Fusion,
     Scan,
     Wave,
@@ -38,6 +39,8 @@ LARGE_CONVS = [
 ]
 LARGE_OTHERS = [
     Fusion("Spatial-Mamba-T, stage 1", B=2, H=56, W=56, D=64),
+    Duality("Mamba-2", B=2, L=1000, H=8, P=64, N=64, dtype="float16"),
+    Duality("Mamba-2, groups", B=2, L=197, H=8, G=2, P=64, N=64, dtype="bfloat16"),
     Wave("Mamba2D", B=2, H=28, W=28, D=96, N=16),
     Wave("odd", B=1, H=33, W=65, D=97, N=4, dtype="bfloat16", reverse=True),
     Fusion("odd", B=1, H=33, W=65, D=97, dtype="bfloat16"),

@@ -107,6 +107,22 @@ class Wave:
     dtype: str = "float32"
 
 
+@dataclass(frozen=True)
+class Duality:
+    """One scan of Mamba-2: P channels of a head, G groups of heads."""
+
+    name: str
+    B: int = 2
+    L: int = 41
+    H: int = 2
+    P: int = 5
+    G: int = 1
+    N: int = 3
+    skip: bool = True
+    strided: bool = False
+    dtype: str = "float32"
+
+
 SCANS = [
     *(Scan(f"state {n}", N=n, L=9, D=35 if n == 1 else 9) for n in (1, 2, 4, 8, 16, 32, 64)),
     Scan("no table", table=None, N=1, L=11),
@@ -199,6 +215,19 @@ WAVES = [
     Wave("strided", strided=True),
     Wave("no image", B=0),
     Wave("bfloat16", dtype="bfloat16", N=4),
+]
+
+
+DUALITIES = [
+    Duality("two chunks"),
+    Duality("groups", H=4, G=2, L=33, B=1),
+    Duality("wide", P=64, N=32, L=40, H=1, B=1),
+    Duality("one step", L=1),
+    Duality("exactly a chunk", L=32, skip=False),
+    Duality("strided", strided=True, L=5),
+    Duality("no image", B=0),
+    Duality("no step", L=0),
+    Duality("bfloat16", dtype="bfloat16", P=16, N=16),
 ]
 
 
@@ -508,6 +537,40 @@ def run_wave(case: Wave, device: str) -> dict[str, object]:
     return errors(got, want, rounded)
 
 
+def run_duality(case: Duality, device: str) -> dict[str, object]:
+    """The operator and all its gradients against the loop over steps in float64."""
+    from visionssm_kernels import ssd_scan
+
+    torch.manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    values = {
+        "x": torch.randn(case.B, case.L, case.H, case.P).to(dtype),
+        "delta": torch.randn(case.B, case.L, case.H).to(dtype) - 1,
+        "A": -torch.rand(case.H) - 0.1,
+        "B": torch.randn(case.B, case.L, case.G, case.N).to(dtype),
+        "C": torch.randn(case.B, case.L, case.G, case.N).to(dtype),
+        "D": torch.randn(case.H) if case.skip else None,
+        "bias": torch.randn(case.H),
+    }
+    grad = torch.randn(case.B, case.L, case.H, case.P).to(dtype).to(device)
+    values = {k: v if v is None else v.to(device) for k, v in values.items()}
+    if case.strided:
+        values = {k: _spread(v) if k in ("x", "B", "C") else v for k, v in values.items()}
+    results = []
+    for kind in (torch.float64, None):
+        inputs = {k: v if v is None else v.to(kind or v.dtype).detach().requires_grad_() for k, v in values.items()}
+        if kind:
+            y = ssd_scan(*inputs.values(), backend="reference")
+        else:  # the operator itself: `ssd_scan` takes it for half precision alone
+            dt = F.softplus(inputs["delta"].float() + inputs["bias"])
+            y = torch.ops.visionssm.ssd_scan(inputs["x"], dt, *(inputs[k] for k in "ABCD"))[0]
+        leaves = {k: v for k, v in inputs.items() if v is not None}
+        found = torch.autograd.grad(y, leaves.values(), grad.to(y.dtype), allow_unused=True, materialize_grads=True)
+        results.append({"y": y.detach()} | {f"d{k}": g for k, g in zip(leaves, found, strict=True)})
+    rounded = {"y": str(dtype)} | {f"d{k}": str(v.dtype) for k, v in values.items() if v is not None}
+    return errors(results[1], results[0], rounded)
+
+
 def run_operators(device: str) -> dict[str, float]:
     """The public operators, which allow no result to share memory with another, against the reference implementation."""
     from visionssm_kernels import fuse_states, route_conv, routed_scan, wavefront_scan
@@ -534,8 +597,14 @@ def run_operators(device: str) -> dict[str, float]:
     return errors(got, want, dict.fromkeys(want, "torch.float32"))
 
 
-RUNS: dict[type, Callable[..., dict[str, Any]]] = {Scan: run_scan, Conv: run_conv, Fusion: run_fusion, Wave: run_wave}
-CASES = [*SCANS, *CONVS, *FUSIONS, *WAVES]
+RUNS: dict[type, Callable[..., dict[str, Any]]] = {
+    Scan: run_scan,
+    Conv: run_conv,
+    Fusion: run_fusion,
+    Wave: run_wave,
+    Duality: run_duality,
+}
+CASES = [*SCANS, *CONVS, *FUSIONS, *WAVES, *DUALITIES]
 
 
 def label(case: Any) -> str:

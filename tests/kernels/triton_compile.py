@@ -70,11 +70,11 @@ class _Recorder:
 @contextlib.contextmanager
 def recording() -> Iterator[list[Launch]]:
     """Within the block, launches are recorded and not run."""
-    from visionssm_kernels.triton import conv, memory, scan, state_fusion, wavefront
+    from visionssm_kernels.triton import conv, memory, scan, ssd, state_fusion, wavefront
 
     launches: list[Launch] = []
     replaced = []
-    for module in (conv, memory, scan, state_fusion, wavefront):
+    for module in (conv, memory, scan, ssd, state_fusion, wavefront):
         for name, value in list(vars(module).items()):
             if name.endswith("_kernel"):
                 replaced.append((module, name, value))
@@ -195,6 +195,20 @@ def wave_launches(dtype: torch.dtype, d_state: int, *, backward: bool) -> list[L
             wavefront.backward(u, u, delta, A, B, C, D, bias, False)
         else:
             wavefront.forward(u, delta, A, B, C, D, bias, False)
+    return launches
+
+
+def duality_launches(dtype: torch.dtype, size: int, *, backward: bool) -> list[Launch]:
+    """What a scan of Mamba-2 launches, N and P of one size."""
+    from visionssm_kernels.triton import ssd
+
+    x, dt = torch.zeros(2, 70, 2, size, dtype=dtype), torch.zeros(2, 70, 2)
+    A, B = torch.zeros(2), torch.zeros(2, 70, 1, size, dtype=dtype)
+    with recording() as launches:
+        if backward:
+            ssd.backward(x, x, dt, A, B, B, A, torch.zeros(2, 3, 2, size, size))
+        else:
+            ssd.forward(x, dt, A, B, B, A)
     return launches
 
 

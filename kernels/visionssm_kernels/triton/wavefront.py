@@ -132,7 +132,7 @@ def wavefront_forward_kernel(
     shift_L = load_channels(bias, dim + d, inside)
     strips = tl.cdiv(rows, strip)
     for i in range(rows):
-        if kept is not None:
+        if kept is not None:  # noqa: SIM102 (decided when it is compiled)
             if (i > 0) & (i % strip == 0):
                 for j in range(columns):
                     place = ((program * strips + i // strip) * columns + j) * N * BD
@@ -196,8 +196,9 @@ def wavefront_backward_kernel(
         for r in range(count):
             above = parked + r * columns * N * BD
             advance_row(
-                first + r, above, above + columns * N * BD, None, u, delta, B, C, skip, A_T * LOG2_E, A_L * LOG2_E, shift_T, shift_L,
-                rows, columns, dim, u_l, delta_l, delta_g, B_l, B_g, C_l, own, d, n, inside, tile_inside, N, BD, U, REVERSE,
+                first + r, above, above + columns * N * BD, None, u, delta, B, C, skip, A_T * LOG2_E, A_L * LOG2_E,
+                shift_T, shift_L, rows, columns, dim, u_l, delta_l, delta_g, B_l, B_g, C_l, own, d, n, inside, tile_inside,
+                N, BD, U, REVERSE,
             )  # fmt: skip
         for reverse_r in range(count):
             r = count - 1 - reverse_r
