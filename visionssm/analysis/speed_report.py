@@ -280,7 +280,7 @@ def to_accuracy_plot(
                 f"{short}{size}",
                 (r.throughput or 0, r.top1 or 0),
                 fontsize=8 if baseline else 6,
-                color="black" if baseline else style["color"],
+                color="black" if baseline else "0.3",
                 xytext=(5, 3),
                 textcoords="offset points",
             )
@@ -290,6 +290,7 @@ def to_accuracy_plot(
         ylabel="ImageNet-1k top-1 as its authors report it, %",
         xscale="log",
     )
+    panel.xaxis.set_major_formatter("{x:g}")
     panel.grid(alpha=0.3, which="both")
     panel.legend(fontsize=8, loc="lower left", ncols=2)
     figure.suptitle(f"{setting.hardware}; {setting.versions}; {setting.arithmetic}", fontsize=8)
