@@ -34,6 +34,7 @@ from visionssm.models.reported import REPORTED  # noqa: E402
 
 CARDS, README, CASES = ROOT / "model_cards", ROOT / "README.md", ROOT / "tests" / "parity"
 OPERATIONS, MEASUREMENTS, REPRODUCED = (CARDS / f"{n}.json" for n in ("operations", "measurements", "reproduced"))
+PICTURE = ROOT / "docs" / "accuracy_throughput.png"  # drawn by the command that measured, see above
 MARKERS = ("<!-- zoo: written by dev/update_cards.py -->", "<!-- /zoo -->")
 BASELINES = ("swin_tiny_patch4_window7_224", "deit_tiny_patch16_224")
 OWN = "untrained variant of our own"
@@ -334,6 +335,15 @@ def render_table(counts: dict[str, Any], cases: dict[str, list[str]]) -> str:
                 parity_status(name, cases),
             ]
             lines.append(f"| {' | '.join(cells)} |")
+    if PICTURE.exists():
+        setting = read_json(MEASUREMENTS)["setting"]
+        lines = [
+            f"![Reported accuracy against measured throughput]({PICTURE.relative_to(ROOT)})",
+            "",
+            f"Measured on {setting['hardware']}; {setting['versions']}; {setting['arithmetic']}: `{setting['command']}`",
+            "",
+            *lines,
+        ]
     lines += [
         "",
         f"MACs: {CONVENTIONS['macs']}. FLOPs: {CONVENTIONS['papers']}.",

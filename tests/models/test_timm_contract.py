@@ -275,6 +275,11 @@ def test_images_that_a_model_does_not_take_are_named(small: nn.Module) -> None:
         small(image().byte())
 
 
+def test_image_sizes_that_make_no_grid_are_named() -> None:
+    with pytest.raises(ValueError, match=r"img_size must be one side or \(H, W\), got \(64,\)"):
+        visionssm.create_model("vim_nano", img_size=(64,))
+
+
 def test_unknown_option_is_an_error() -> None:
     with pytest.raises(TypeError, match="dept"):
         visionssm.create_model("vmamba_nano", dept=3)

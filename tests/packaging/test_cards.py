@@ -41,6 +41,27 @@ def test_readme_table_is_current(rendered: dict[Path, str]) -> None:
     assert update_cards.README.read_text() == rendered[update_cards.README], MEND
 
 
+def test_readme_shows_the_measured_picture_once_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, cases = update_cards.read_json(update_cards.OPERATIONS), update_cards.parity_cases()
+    monkeypatch.setattr(update_cards, "PICTURE", update_cards.ROOT / "docs" / "none.png")
+    assert "![" not in update_cards.render_table(counts, cases)
+    monkeypatch.setattr(update_cards, "PICTURE", update_cards.ROOT / "docs" / "scan_orders.png")
+    table = update_cards.render_table(counts, cases)
+    assert "](docs/scan_orders.png)" in table
+    assert update_cards.read_json(update_cards.MEASUREMENTS)["setting"]["command"] in table
+
+
+def test_ratios_are_within_a_part() -> None:
+    def row(model: str, part: str, seconds: float) -> dict[str, object]:
+        return {"model": model, "mode": "latency", "resolution": 224, "batch": 1, "seconds": seconds, "part": part}
+
+    swin = update_cards.BASELINES[0]
+    rows = [row(swin, "a", 1.0), row(swin, "vim", 3.0), row("vim_tiny", "vim", 2.0)]
+    setting = dict.fromkeys(("hardware", "versions", "arithmetic", "command"), "x")
+    lines = update_cards._speed("vim_tiny", {"rows": rows, "setting": setting})
+    assert lines[2] == "| latency | 224 | 1 | 1.50 | - | - |"
+
+
 def test_readme_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks the lines"):
         update_cards.put_table("# visionssm\n", "| table |")

@@ -40,8 +40,10 @@ class PatchEmbed(nn.Module):
         """Patches along (H, W) for an image of `img_size`.
 
         Raises:
-            ValueError: the image is smaller than a patch.
+            ValueError: that is not two sides, or the image is smaller than a patch.
         """
+        if len(img_size) != 2:
+            raise ValueError(f"img_size must be one side or (H, W), got {tuple(img_size)}")
         sides = []
         for side in img_size:
             side += -side % self.patch_size if self.pad else 0
