@@ -4,7 +4,8 @@ Shapes are those of published backbones at their usual input. Each figure is the
 baseline's of fewer, or its first run alone, where it takes long). The baseline is a loop over steps with the semantics of
 mamba_ssm's `selective_scan_ref`, called as the published models call it (`loop.py`), on inputs already permuted. Its time
 under autograd grows with L^2, so on long sequences its gradient is skipped and said to be (`--whole-loop` runs it, in minutes).
-The machine's limits (copy bandwidth, exponentials per second out of the L1 cache) are measured in the same run.
+The machine's limits (copy bandwidth, exponentials per second out of the L1 cache) are measured in the same run. On a GPU the
+peers are others: see `benchmark_gpu`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -67,6 +69,17 @@ SHAPES = {
     "vimT": Shape("Vim-T, 8 images", 8, 2, 2, 384, 16, (197,)),
     "mambair": Shape("MambaIR, one 64 x 64 tile", 1, 4, 1, 360, 16, (64, 64)),
     "seg": Shape("SegMamba, one 32^3 volume", 1, 3, 1, 96, 16, (32, 32, 32)),
+}
+GPU_SHAPES = {
+    **{
+        f"vmT{i + 1}": Shape(f"VMamba-T, stage {i + 1}, 128 images", 128, 4, 1, 192 << i, 1, (56 >> i, 56 >> i))
+        for i in range(4)
+    },
+    "vimT": Shape("Vim-T, 128 images", 128, 2, 2, 384, 16, (197,)),
+    "vimS": Shape("Vim-S, 128 images", 128, 2, 2, 768, 16, (197,)),
+    "vimT1248": Shape("Vim-T at 1248, one image", 1, 2, 2, 384, 16, (6085,)),
+    "mambair": Shape("MambaIR, 16 tiles of 64 x 64", 16, 4, 1, 360, 16, (64, 64)),
+    "seg64": Shape("SegMamba, one 64^3 volume", 1, 3, 1, 96, 16, (64, 64, 64)),
 }
 QUICK = {
     "vm-small": Shape("four routes, one state", 1, 4, 1, 64, 1, (12, 12)),
@@ -211,7 +224,7 @@ def machine(device: torch.device) -> dict[str, object]:
         "copy_bytes_per_s": copy_bandwidth(device),
     }  # fmt: skip
     if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda, "triton": version("triton")}
     elif backends(device)["numba"] is None:
         import numba
 
@@ -272,6 +285,22 @@ def _time_shape(
             row.of_exponentials = shape.exponentials / forward / float(str(facts["exp_per_s"]))
         rows.append(row)
     return rows
+
+
+def run_gpu(shapes: dict[str, Shape], device: torch.device, dtype: torch.dtype, report: Callable[[str], object]
+            ) -> dict[str, object]:  # fmt: skip
+    """`run` for a GPU, with its peers; see `benchmark_gpu`."""
+    from . import benchmark_gpu
+
+    facts = machine(device)
+    report(_describe(facts, 0))
+    cases, size = {}, torch.empty(0, dtype=dtype).element_size()
+    for name, shape in shapes.items():
+        inputs, order = make_inputs(shape, dtype, device), make_routes(shape, device)
+        cases[name] = (inputs, order, shape.bytes(size), shape.exponentials)
+    rates, rows = benchmark_gpu.run(cases, device, dtype, float(str(facts["copy_bytes_per_s"])), report)
+    described = {name: asdict(shape) for name, shape in shapes.items()}
+    return {"machine": facts | rates, "shapes": described, "timings": rows}
 
 
 def run(shapes: dict[str, Shape], *, device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 7,
@@ -338,8 +367,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m visionssm_kernels.benchmark", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), help="default: all")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32, on GPUs bfloat16"
+    )
+    parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES | GPU_SHAPES), help="default: all of the device")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="small shapes, three repeats: does it run at all?")
     parser.add_argument("--whole-loop", action="store_true", help="run the baseline's gradient however long it takes")
@@ -349,16 +380,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--quick has its own shapes: leave --shapes out")
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {options.repeats}")
-    shapes = QUICK if options.quick else {name: SHAPES[name] for name in options.shapes or SHAPES}
+    device = torch.device(options.device)
+    known = GPU_SHAPES if device.type == "cuda" else SHAPES
+    if unknown := set(options.shapes or ()) - set(known):
+        parser.error(f"--shapes {' '.join(sorted(unknown))}: on {device.type} choose from {', '.join(known)}")
+    shapes = QUICK if options.quick else {name: known[name] for name in options.shapes or known}
     repeats = 3 if options.quick else options.repeats
-    dtype = getattr(torch, options.dtype)
-    result = run(
-        shapes,
-        device=options.device,
-        dtype=dtype,
-        repeats=repeats,
-        whole_loop=options.whole_loop,
-        report=_print,
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this machine has no CUDA device")
+    result = (
+        run_gpu(shapes, device, dtype, _print)
+        if device.type == "cuda"
+        else run(
+            shapes,
+            device=options.device,
+            dtype=dtype,
+            repeats=repeats,
+            whole_loop=options.whole_loop,
+            report=_print,
+        )
     )
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,12 +1,16 @@
 """The benchmark's baseline computes what the kernels compute, and its report says what ran."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.tolerances import TOLERANCES
-from visionssm_kernels import backends, benchmark, routed_scan
+from visionssm_kernels import backends, benchmark, benchmark_gpu, routed_scan, selective_scan
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", list(benchmark.QUICK))
@@ -62,3 +66,54 @@ def test_long_sequences_do_not_run_the_quadratic_gradient(monkeypatch):
 def test_bad_options_are_refused(arguments):
     with pytest.raises(SystemExit):
         benchmark.main(arguments)
+
+
+@pytest.mark.parametrize("name", list(benchmark.QUICK))
+def test_the_published_steps_compute_the_same(name):
+    shape = benchmark.QUICK[name]
+    inputs, order = benchmark.make_inputs(shape, torch.float32, CPU), benchmark.make_routes(shape, CPU)
+    found = benchmark_gpu.published_steps(inputs[0], benchmark_gpu.route_order(inputs, order), order, selective_scan)
+    wanted = benchmark_gpu.exact(inputs, order)
+    torch.testing.assert_close(found[:1].double(), wanted, **TOLERANCES[torch.float32])
+
+
+def test_a_figure_of_a_gpu_run():
+    shape = benchmark.QUICK["vm-small"]
+    inputs, order = benchmark.make_inputs(shape, torch.float32, CPU), benchmark.make_routes(shape, CPU)
+    function, leaves, note = benchmark_gpu.contenders(inputs, order)["published steps"]
+    row = benchmark_gpu.Figure("vm-small", "published steps", "float32", note=note)
+    times = iter((2.0, 6.0))
+    wanted = benchmark_gpu.exact(inputs, order)
+    benchmark_gpu.measure(row, function, leaves, wanted, (1.0, 2.0), lambda f: next(times), lambda f: 7)
+    assert (row.forward_s, row.both_s, row.of_floor, row.of_floor_backward, row.peak_bytes) == (2.0, 6.0, 0.5, 0.5, 7)
+    assert row.repeatable
+    assert row.error < TOLERANCES[torch.float32]["rtol"]
+    assert "50%" in benchmark_gpu.line(row)
+
+
+def test_a_gpu_that_is_not_there_is_an_error(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        benchmark.main(["--device", "cuda"])
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_the_fastest_configuration_is_kept():
+    pytest.importorskip("triton", reason="needs Triton, whose wheels are for Linux")
+    tune = runpy.run_path(str(Path(__file__).parents[2] / "dev" / "tune_triton.py"))
+    from visionssm_kernels.triton import tuning
+
+    def timer(kind, d_state):  # as if few channels and many steps were best
+        block, group, _ = getattr(tuning.TABLES[90], kind)[d_state]
+        return block / group
+
+    before = tuning.TABLES
+    table = tune["tuned"](90, "a GPU", timer)
+    assert tuning.TABLES is before
+    assert table.scan[1] == (8, 8, 255)
+    assert table.scan_backward[64] == (8, 2, 255)
+    assert table.measured == "a GPU"
+    path = Path(tune["tuning"].PATH)
+    assert tuning.read(path) == before
+    assert json.loads(tune["written"]({90: table}))["90"]["scan"]["1"] == [8, 8, 255]

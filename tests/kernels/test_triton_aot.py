@@ -98,6 +98,29 @@ def test_duality(backward: bool, size: int) -> None:
         check(launches, capability, 255)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("d_state", [1, 4, 16])
+def test_instructions_are_those_of_the_plan(d_state: int, capability: int) -> None:
+    """Per step and thread, which holds e = N BD / 32 states: an exponential each, and 2 for softplus (exp2, 1 / x); no other use
+    of the special function unit. The backward computes states and softplus twice, and a sigmoid in place of one reciprocal."""
+    (forward,) = scan_launches(torch.bfloat16, d_state, backward=False)
+    held = d_state * forward.arguments["BD"] // 32
+    found = compile_launch(forward, capability).instructions
+    assert found["MUFU"] == held + 2
+    assert found["STG"] == 1  # y
+    assert found["LDG"] <= 5  # order, u, delta, B, C
+    assert found["SHFL"] <= 2
+
+    (backward,) = scan_launches(torch.bfloat16, d_state, backward=True)
+    held = d_state * backward.arguments["BD"] // 32
+    found = compile_launch(backward, capability).instructions
+    assert found["MUFU"] == 2 * held + 5
+    assert found["SHFL"] <= 2 * d_state + 8  # dB and dC over channels; one by one they would take 10 d_state
+    assert found["LDG"] <= 14
+    assert found["STG"] <= 4  # du, ddelta, dB and dC, a state parked every U steps
+
+
 def test_every_state_size_has_a_configuration() -> None:
     from visionssm_kernels.triton import CHUNK, STATE_SIZES
     from visionssm_kernels.triton.tuning import TABLES

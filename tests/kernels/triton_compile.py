@@ -1,5 +1,5 @@
 """Compile what the launchers launch, ahead of time and without a GPU, and read the resources. Run as a script
-it prints the table.
+it prints the table that CI keeps: registers, stack, shared memory, and instructions per step or element.
 
 The launchers run on small CPU tensors with every kernel replaced by a recorder; the recorded arguments are
 typed and specialised as Triton's launch would, compiled for a compute capability, and read with the
@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +48,16 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """Per thread: registers, and bytes of stack (which is where spills go). Per program: bytes of shared memory."""
+    """Per thread: registers, and bytes of stack (which is where spills go). Per program: bytes of shared memory.
+
+    `instructions` are those of the innermost loops, or of a kernel without loops, for each of its `work`: what a thread
+    executes per step of a scan, per element of a convolution.
+    """
 
     registers: int
     stack: int
     shared: int
+    instructions: dict[str, float]
 
 
 class _Recorder:
@@ -114,8 +120,39 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
         file.flush()
         command = [str(CUOBJDUMP), "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command[1] = "-sass"
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack, shared = (int(re.search(rf"{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK", "SHARED"))
-    return Resources(registers, stack, shared)
+    counts = count_instructions(code)
+    return Resources(registers, stack, shared, {key: counts[key] / work(launch) for key in COUNTED})
+
+
+COUNTED = ("MUFU", "SHFL", "LDG", "STG", "HMMA")
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)([^;]*);", re.MULTILINE)
+
+
+def count_instructions(code: str) -> Counter[str]:
+    """Instructions by name, of the loops that hold no other loop; of everything where there is no loop."""
+    found = [(int(address, 16), name, rest) for address, name, rest in _INSTRUCTION.findall(code)]
+    loops = []
+    for address, name, rest in found:
+        target = re.search(r"0x([0-9a-f]+)", rest) if name == "BRA" else None
+        if target and int(target.group(1), 16) < address:  # the last instruction jumps to itself
+            loops.append((int(target.group(1), 16), address))
+    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    everywhere = [(0, max(address for address, _, _ in found))]
+    return Counter(
+        name for address, name, _ in found if any(low <= address <= high for low, high in inner or everywhere)
+    )
+
+
+def work(launch: Launch) -> float:
+    """Steps that one pass of a kernel's innermost loop makes; elements of a thread, where a tile is all there is."""
+    given = launch.arguments
+    if "U" in given:
+        return given["U"]
+    tile = given.get("BT", given.get("BP", 0)) * given.get("BD", 0)
+    return tile / (32 * launch.options["num_warps"]) or 1
 
 
 def scan_launches(
@@ -212,26 +249,45 @@ def duality_launches(dtype: torch.dtype, size: int, *, backward: bool) -> list[L
     return launches
 
 
-def main() -> None:
-    """The table of the scan kernels over dtypes, state sizes and compute capabilities."""
-    print("kernel dtype N sm registers stack shared")
+def every_launch() -> Iterator[tuple[str, Launch]]:
+    """What the table shows: bfloat16 as models run it, and a word for the case."""
+    half = torch.bfloat16
     for backward in (False, True):
-        for dtype in (torch.bfloat16, torch.float32):
-            for d_state in (1, 2, 4, 8, 16, 32, 64):
-                for capability in (80, 90):
-                    for launch in scan_launches(dtype, d_state, backward=backward):
-                        found = compile_launch(launch, capability)
-                        name = launch.kernel.__name__.removesuffix("_kernel")
-                        row = (
-                            name,
-                            _NAMES[dtype],
-                            d_state,
-                            capability,
-                            found.registers,
-                            found.stack,
-                            found.shared,
-                        )
-                        print(*row, flush=True)
+        for d_state in (1, 2, 4, 8, 16, 32, 64):
+            for launch in scan_launches(half, d_state, backward=backward, parallel=d_state in (1, 16)):
+                yield f"N={d_state}", launch
+        for d_state in (1, 16):
+            for launch in wave_launches(half, d_state, backward=backward):
+                yield f"N={d_state}", launch
+        for launch in conv_launches(half, 4, backward=backward):
+            yield "4 taps", launch
+        for launch in fusion_launches(torch.float32, backward=backward):
+            yield "27 taps", launch
+        for launch in duality_launches(half, 64, backward=backward):
+            yield "N=P=64", launch
+
+
+def main() -> None:
+    """A line for every kernel and compute capability, each once."""
+    print(
+        "kernel".ljust(24),
+        "case".ljust(8),
+        "  sm",
+        "registers",
+        "stack",
+        "shared",
+        *COUNTED,
+        "instructions per",
+        sep="  ",
+    )
+    for case, launch in every_launch():
+        for capability in (80, 90):
+            found = compile_launch(launch, capability)
+            name, unit = launch.kernel.__name__, "step" if "U" in launch.arguments else "element"
+            unit = unit if work(launch) != 1 or "U" in launch.arguments else "pass"
+            counts = (f"{found.instructions[key]:.4g}".rjust(4) for key in COUNTED)
+            numbers = (str(x).rjust(6) for x in (found.registers, found.stack, found.shared))
+            print(name.ljust(24), case.ljust(8), f"  {capability}", *numbers, *counts, unit, sep="  ", flush=True)
 
 
 if __name__ == "__main__":

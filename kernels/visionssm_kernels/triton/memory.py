@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .common import SIZES
 
-__all__ = ["clear_unvisited", "image_buffer", "on_device", "row_strides", "table_strides", "unit_rows"]
+__all__ = ["clear_unvisited", "image_buffer", "on_device", "row_strides", "table_strides", "unit_rows", "vector_rows"]
 
 # Elements from which an output is worth the two further launches; smaller ones are zeroed at once.
 LARGE = 1 << 18
@@ -66,6 +66,24 @@ def unit_rows(x: None) -> None: ...
 def unit_rows(x: Tensor | None) -> Tensor | None:
     """x itself where its last dimension is contiguous, else a copy: the kernels take any other stride."""
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+VECTOR = 16  # elements
+
+
+def vector_rows(x: Tensor) -> Tensor:
+    """x itself where its rows can be read in vectors, else a copy at a pitch of 16 elements.
+
+    Every warp reads whole rows of B and C; one load for each of the N values would cost more than the exponentials. Of strides
+    Triton knows whether 16 divides them.
+    """
+    states = x.shape[-1]
+    strides = [stride for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
+    fits = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(stride % VECTOR == 0 for stride in strides)
+    if states <= 2 or fits:
+        return unit_rows(x)
+    pitch = triton.cdiv(states, VECTOR) * VECTOR
+    return torch.empty((*x.shape[:-1], pitch), dtype=x.dtype, device=x.device)[..., :states].copy_(x)
 
 
 def row_strides(x: Tensor, routes: int) -> tuple[int, int, int]:

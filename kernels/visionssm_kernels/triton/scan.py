@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from . import CHUNK
-from .memory import clear_unvisited, image_buffer, on_device, row_strides, table_strides, unit_rows
+from .memory import clear_unvisited, image_buffer, on_device, row_strides, table_strides, unit_rows, vector_rows
 from .scan_backward import chunk_carry_kernel, scan_backward_kernel
 from .scan_forward import chunk_pass_kernel, chunk_state_kernel, scan_forward_kernel
 from .tuning import device_of, fold_stages, table_for
@@ -45,7 +45,7 @@ def routed_scan_forward(
         every CHUNK steps and after the last one; states float32 (B, L, K, D, N). What was not asked for is
         torch.empty(0).
     """
-    u, delta, B, C, order = (unit_rows(x) for x in (u, delta, B, C, order))
+    u, delta, order, B, C = *(unit_rows(x) for x in (u, delta, order)), vector_rows(B), vector_rows(C)
     A, D, bias = (x if x is None else x.contiguous() for x in (A, D, bias))
     (batch, length, routes, dim), d_state = delta.shape, A.shape[-1]
     steps = length if order is None else order.shape[-1]
@@ -101,7 +101,8 @@ def routed_scan_backward(
     D: Tensor | None, bias: Tensor | None, order: Tensor | None, softplus: bool, merge: str, checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of u, delta, A, B, C, D and bias in the shapes and dtypes of these; None for a D or bias that is None."""
-    grad_y, u, delta, B, C, order = (unit_rows(x) for x in (grad_y, u, delta, B, C, order))
+    grad_y, u, delta, order = (unit_rows(x) for x in (grad_y, u, delta, order))
+    B, C = vector_rows(B), vector_rows(C)
     A, D, bias, grad_states = (x if x is None else x.contiguous() for x in (A, D, bias, grad_states))
     (batch, length, routes, dim), d_state = delta.shape, A.shape[-1]
     steps = length if order is None else order.shape[-1]

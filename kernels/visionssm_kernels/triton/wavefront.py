@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import LOG2_E, load_channels, load_rows, sigmoid, step_size
-from .memory import on_device, unit_rows
+from .memory import on_device, unit_rows, vector_rows
 from .scan_backward import fold_channels, fold_offsets
 from .tuning import fold_stages, table_for
 
@@ -271,8 +271,9 @@ def _scan_strides(u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> tuple[int, 
 
 
 def _prepare(*tensors: Tensor) -> list[Tensor]:
-    """(B, H, W, ...) as (B, H W, ...), without a copy where cells have one stride and rows of channels are contiguous."""
-    return [unit_rows(x.flatten(1, 2)) for x in tensors]
+    """(B, H, W, ...) as (B, H W, ...) without a copy where it can be; the last two are B and C."""
+    flat = [x.flatten(1, 2) for x in tensors]
+    return [unit_rows(x) for x in flat[:-2]] + [vector_rows(x) for x in flat[-2:]]
 
 
 def forward(
