@@ -146,10 +146,13 @@ def main() -> None:
         args.csv.write_text(to_csv(results))
     if args.plots:
         to_plots(results, setting, args.plots)
-    if args.accuracy_plot:
-        to_accuracy_plot(results, setting, args.accuracy_plot, family_of)
     if not any(result.seconds for result in results):
         raise SystemExit("error: nothing could be measured")
+    if args.accuracy_plot:
+        try:
+            to_accuracy_plot(results, setting, args.accuracy_plot, family_of)
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What mixers allocate: nothing is permuted or copied that the routed scan can gather."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -55,6 +55,15 @@ MIXERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "state fusion, four routes": (lambda: StateFusion(C, scan=CROSS, **SIZES), []),
     "groups": (lambda: GroupScan(C, scan=CROSS, groups=4, d_state=1, dt_rank=2, expand=4), []),
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Many threads on so small a map would share out the routes, and add up partial maps."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def allocations(run: Callable[[], object]) -> list[tuple[str, float]]:

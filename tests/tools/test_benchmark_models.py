@@ -236,3 +236,28 @@ def test_the_tool_prints_table_conventions_and_ratio(
 def test_the_tool_answers_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"^error: unknown model 'vmamba_tinny'"):
         run_tool(monkeypatch, "vmamba_tinny")
+
+
+def test_the_tool_goes_through_the_zoo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(zoo_speed, "zoo_parts", lambda names: PARTS)
+    sizes = ("--device", "cpu", "--modes", "inference", "--repetitions", "1", "--warmup", "1")
+    files = ("--json", str(tmp_path / "zoo.json"), "--accuracy-plot", str(tmp_path / "zoo.png"))
+    with pytest.raises(SystemExit, match=r"^error: no model has both an accuracy and a throughput"):
+        run_tool(monkeypatch, "--zoo", *sizes, *files)
+    assert "vssd_nano: inference, 32 pixels, batch 4" in capsys.readouterr().out
+    (tmp_path / "zoo.json").unlink()
+    monkeypatch.setitem(speed.REPORTED_BY_TIMM, "resnet10t", 66.0)
+    run_tool(monkeypatch, "--zoo", *sizes, *files)
+    assert (tmp_path / "zoo.png").exists()
+    rows = json.loads((tmp_path / "zoo.json").read_text())["rows"]
+    assert [(row["part"], row["top1"]) for row in rows] == [
+        ("vmamba_nano", None),
+        ("vmamba_nano", 66.0),
+        ("vssd_nano", None),
+        ("vssd_nano", 66.0),
+    ]
+    with pytest.raises(SystemExit):
+        run_tool(monkeypatch, "--zoo", "--targets")
+    assert "choose one of --zoo and --targets" in capsys.readouterr().err
