@@ -3,6 +3,7 @@
 Every small model of the registry; each is compared with itself in eager mode.
 """
 
+import copy
 import io
 import warnings
 
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 import visionssm
-from tests.tolerances import TOLERANCES
+import visionssm_kernels
+from tests.tolerances import HALF_PRECISION_ERROR_RATIO, TOLERANCES
 from visionssm.models import pretrained_cfg
 
 TOLERANCE = TOLERANCES[torch.float32]
@@ -77,12 +79,40 @@ def test_restorers_export_with_open_height_and_width(name: str) -> None:
         torch.testing.assert_close(program.module()(other), model(other), **TOLERANCE)
 
 
-# U-Mamba is trained in float32: the instance norms of untrained weights magnify the rounding of half precision.
-@pytest.mark.parametrize("name", [n for n in SMALL if not n.startswith("u_mamba")])
+def deviation(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got - wanted).abs().mean() / wanted.abs().mean())
+
+
+def under_autocast(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(x).float()
+
+
+# U-MambaEnc, which `u_mamba_nano` is, has a test of its own behind this one.
+@pytest.mark.parametrize("name", [n for n in SMALL if n != "u_mamba_nano"])
 def test_autocast_stays_close(name: str) -> None:
     model, x, _ = model_and_inputs(name)
     with torch.no_grad():
-        wanted = model(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            got = model(x).float()
-    assert (got - wanted).abs().mean() <= 5e-2 * wanted.abs().mean()
+        assert deviation(under_autocast(model, x), model(x)) <= 5e-2
+
+
+def test_autocast_stays_close_for_u_mamba() -> None:
+    """Bot as all others; Enc as close as bfloat16 can be.
+
+    Enc's Mamba layers replace their map, with no residual around them, by products of its projections, and instance norms take
+    the mean away: each layer enlarges a relative error by a half. Rounding nothing but the weights to bfloat16 and computing in
+    float64 is already beyond what the others are held to. So it is held against a model that is in bfloat16 altogether.
+    """
+    bottom = visionssm.create_model("u_mamba_nano", mamba="bottom").eval()
+    encoder, x, _ = model_and_inputs("u_mamba_nano")
+    rounded = copy.deepcopy(encoder)
+    with torch.no_grad():
+        assert deviation(under_autocast(bottom, x), bottom(x)) <= 5e-2
+        exact = copy.deepcopy(encoder).double()(x.double())
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.bfloat16())
+        assert deviation(rounded.double()(x.double()), exact) > 5e-2
+        eager = copy.deepcopy(encoder).bfloat16()
+        with visionssm_kernels.use_backend("reference"):
+            limit = HALF_PRECISION_ERROR_RATIO * deviation(eager(x.bfloat16()).double(), exact)
+        assert deviation(under_autocast(encoder, x).double(), exact) <= limit

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import visionssm
+from tests.small import small_models
 
 NANO = [
-    *visionssm.list_models("*_nano", "classification"),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in visionssm.list_models("*_nano*", "restoration")),
+    *small_models("classification"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in small_models("restoration")),
 ]
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import visionssm
 from tests.parity.cases import load_cases
 from tests.parity.families import HERE, torch_weights
-from visionssm.models import pretrained_cfg
+from tests.small import small_models
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -149,7 +149,7 @@ def test_hub_repositories_of_official_and_of_own_files(server: tuple[str, Path],
     assert float(run.stdout.split()[-1]) == pytest.approx(wanted, abs=1e-2)
 
 
-UNRELEASED = [n for n in visionssm.list_models("*_nano", task="classification") if not pretrained_cfg(n).has_weights]
+UNRELEASED = small_models("classification")
 
 
 @pytest.mark.parametrize("name", UNRELEASED)

@@ -1,4 +1,4 @@
-"""What is their own in MSVMamba, EfficientVMamba, GroupMamba and Mamba-ND: sizes, weights, training, two scales, groups."""
+"""What is their own in MSVMamba, EfficientVMamba, GroupMamba, Mamba-ND and Mamba2D: sizes, weights, training, scales, corners."""
 
 from pathlib import Path
 
@@ -33,13 +33,16 @@ PARAMETERS = {
     "group_mamba_base": 57_150_838,
     "mamba_nd_2d_small": 24_505_192,
     "mamba_nd_2d_base": 94_425_832,
+    "mamba2d_nano": 7_178_496,
+    "mamba2d_tiny": 26_523_136,
+    "mamba2d_small": 50_273_636,
 }
 BY_HAND = {
     "msvmamba_micro": "folders/1jfl2GmuKcUB8sPwRlyHK_wT0MjqgljYk",
     "efficient_vmamba_base": "TerryPei/EfficientVMamba-Base",
     "group_mamba_tiny": "1TrYYs0uGZbja_2ONQLyfiNdp8C5ZYP1o",
 }
-NANO = ["msvmamba_v3_nano", "efficient_vmamba_nano", "group_mamba_nano", "mamba_nd_nano"]
+NANO = ["msvmamba_pico", "msvmamba_v3_nano", "efficient_vmamba_nano", "group_mamba_nano", "mamba_nd_nano"]
 
 
 def small_case(path: str) -> dict[str, Tensor]:
@@ -53,7 +56,7 @@ def test_number_of_parameters(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", NANO)
+@pytest.mark.parametrize("name", [*NANO, "mamba2d_pico"])
 def test_small_ones_are_small(name: str) -> None:
     with torch.device("meta"):
         model = visionssm.create_model(name)
@@ -78,6 +81,17 @@ def test_weight_decay_is_that_of_the_published_training(name: str) -> None:
         name.endswith((".A_log", ".x_proj", ".dt_proj", "in_proj.weight", "conv.weight")) for name in without
     )
     assert any(name.endswith(".dt_bias") for name in without) == (name == "mamba_nd_nano")
+
+
+def test_mamba2d_is_trained_without_decay_of_the_scan() -> None:
+    model = visionssm.create_model("mamba2d_pico")
+    kept, decayed = param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())
+    names = {id(p): name for name, p in model.named_parameters()}
+    without, others = ({names[id(p)] for p in group["params"]} for group in (kept, decayed))
+    assert {
+        name for name in names.values() if name.endswith((".A_log", ".D", ".dt_bias", ".scale1", "norm.bias"))
+    } <= without
+    assert {name for name in names.values() if name.endswith(("x_proj.weight", ".dt_proj", "conv.weight"))} <= others
 
 
 def test_stage_norms_take_the_place_of_norm_and_classifier() -> None:
@@ -184,6 +198,16 @@ def test_a_group_is_an_image_scan_of_its_own() -> None:
     torch.testing.assert_close(groups(x), torch.cat(parts, -1), **TOLERANCES[torch.float64])
 
 
+def test_every_second_block_of_mamba2d_begins_at_the_other_corner() -> None:
+    """Its scan is the first one's over the image turned around; what is added beside it is not turned."""
+    first, second = (block.mixer for block in visionssm.create_model("mamba2d_pico").double().stages[0].blocks[:2])
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(2, 3, 5, 16, dtype=torch.float64)
+    turned = first.scan(x.flip(1, 2)).flip(1, 2)
+    torch.testing.assert_close(second(x), turned + first.local(x), **TOLERANCES[torch.float64])
+    assert (turned - first.scan(x)).abs().max() > 1e-3
+
+
 def test_refusals() -> None:
     raster = create_scan("raster")
     rest = {"d_inner": 8, "d_state": 1, "dt_rank": 1, "gate": False}
@@ -217,6 +241,19 @@ def test_convolutions_as_weights_of_linear_layers() -> None:
         CheckpointError, match=r"1 missing: stages\.2\.blocks\.0\.mixer\.squeeze_excite\.reduce\.weight"
     ):
         visionssm.load_official(one, {k: v for k, v in state.items() if k != "layers.2.blocks.0.op.se.fc.0.weight"})
+
+
+def test_a_lightning_file_of_mamba2d() -> None:
+    state = small_case("mamba2d/nano.json")
+    model = visionssm.create_model("mamba2d_nano")
+    visionssm.load_official(model, {"state_dict": state, "epoch": 299, "pytorch-lightning_version": "2.5.0"})
+    core = model.stages[1].blocks[2].mixer.scan.scan
+    for part, letter in enumerate("TL"):
+        assert torch.equal(core.A_log[part], state[f"backbone.stages.1.2.token_mixer.A{letter}_log"])
+        assert torch.equal(core.dt_bias[part], state[f"backbone.stages.1.2.token_mixer.dt_proj{letter}.bias"])
+    missing = "backbone.stages.1.2.token_mixer.dt_projL.bias"
+    with pytest.raises(CheckpointError, match=r"stages\.1\.blocks\.2\.mixer\.scan\.scan\.dt_bias"):
+        visionssm.load_official(model, {name: value for name, value in state.items() if name != missing})
 
 
 def test_both_classifiers_make_way_for_another_number_of_classes(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from tests.parity.cases import load_cases
 from tests.parity.families import HERE, torch_weights
 from tests.tolerances import TOLERANCES
 from visionssm.analysis import count_operations
-from visionssm.checkpoints import CheckpointError
+from visionssm.checkpoints import CheckpointError, convert
+from visionssm.models import pretrained_cfg
 from visionssm.models.u_mamba import ChannelMamba, PositionMamba
 
 TOLERANCE = TOLERANCES[torch.float32]
@@ -134,8 +135,6 @@ def test_export_of_any_number_of_planes(name: str) -> None:
 def test_weights_that_are_not_there_and_that_do_not_fit(name: str) -> None:
     with pytest.raises(ValueError, match=f"weights of {name}"):
         visionssm.create_model(name, pretrained=True)
-    if name not in IMAGES_TOO:
-        return  # no layout of published files is known
     state = dict(small(name).state_dict())
     visionssm.load_official(small(name), state)
     state.pop("encoder.stages.0.0.conv1.weight", None)
@@ -252,6 +251,95 @@ def test_mamba_nd_reads_a_volume_along_one_route_per_layer() -> None:
     with torch.no_grad():
         maps = model.encoder(torch.randn(2, 1, 32, 48, 16))
     assert [m.shape for m in maps] == [(2, 8, 2, 3, 1)] * 4
+
+
+def published_for_btcv(dim: int, width: int, classes: int, side: int, layers: int) -> dict[str, torch.Tensor]:
+    """The tensors of UNETR with Mamba-ND in ViT's place, in the published names and shapes, N = 16."""
+    inner, rank = 2 * dim, -(-dim // 16)
+    shapes = {
+        "vit.patch_embed.projection.weight": (dim, 1, 16, 16, 16),
+        "vit.patch_embed.projection.bias": (dim,),
+        "vit.pos_embed": (1, side**3, dim),
+        "out.conv.conv.weight": (classes, width, 1, 1, 1),
+        "out.conv.conv.bias": (classes,),
+    }
+    for i in range(layers):
+        shapes |= {f"vit.layers.{i}.norm.{part}": (dim,) for part in ("weight", "bias")}
+        mamba = {
+            "A_log": (inner, 16),
+            "D": (inner,),
+            "in_proj.weight": (2 * inner, dim),
+            "out_proj.weight": (dim, inner),
+        }
+        mamba |= {"conv1d.weight": (inner, 1, 4), "conv1d.bias": (inner,), "x_proj.weight": (rank + 32, inner)}
+        mamba |= {"dt_proj.weight": (inner, rank), "dt_proj.bias": (inner,)}
+        shapes |= {f"vit.layers.{i}.mixer.{name}": shape for name, shape in mamba.items()}
+
+    def residual(name: str, chans: int, dim: int) -> None:
+        for conv, (inputs, kernel) in {"conv1": (chans, 3), "conv2": (dim, 3), "conv3": (chans, 1)}.items():
+            if conv != "conv3" or chans != dim:
+                shapes[f"{name}.{conv}.conv.weight"] = (dim, inputs, *[kernel] * 3)
+
+    residual("encoder1.layer", 1, width)
+    for level, more in ((2, 2), (3, 1), (4, 0)):
+        skip = width << level - 1
+        shapes[f"encoder{level}.transp_conv_init.conv.weight"] = (dim, skip, 2, 2, 2)
+        for i in range(more):
+            shapes[f"encoder{level}.blocks.{i}.0.conv.weight"] = (skip, skip, 2, 2, 2)
+            residual(f"encoder{level}.blocks.{i}.1", skip, skip)
+    for level, wider in ((5, dim), (4, 8 * width), (3, 4 * width), (2, 2 * width)):
+        finer = width << level - 2
+        shapes[f"decoder{level}.transp_conv.conv.weight"] = (wider, finer, 2, 2, 2)
+        residual(f"decoder{level}.conv_block", 2 * finer, finer)
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def test_mamba_nd_reads_the_published_layout_for_volumes(tmp_path) -> None:
+    """Strictly; the layer that nobody reads there is dropped, and tables of another grid are resized."""
+    options = {"dim": 8, "feature_size": 2, "d_state": 16, "img_size": 48}
+    published = published_for_btcv(8, 2, 2, side=3, layers=5)
+    model = small("mamba_nd_3d_nano", **options)
+    visionssm.load_official(model, {"epoch": 7, "best_acc": 0.8, "state_dict": published})
+    table = published["vit.pos_embed"].view(3, 3, 3, 8)
+    assert torch.equal(model.encoder.pos_embed[0, :, 2, 0, 1], table[2, 0, 1])
+    layer = model.encoder.layers[3].mixer
+    assert torch.equal(layer.conv_weight[0], published["vit.layers.3.mixer.conv1d.weight"].squeeze(1))
+    assert torch.equal(layer.A_log[0], published["vit.layers.3.mixer.A_log"])
+    names = {  # ours, theirs
+        "decoder.skips.0.blocks.1.0.conv.weight": "encoder2.blocks.1.0.conv.weight",
+        "decoder.ups.0.transp_conv.conv.weight": "decoder5.transp_conv.conv.weight",
+        "decoder.ups.3.conv_block.conv3.conv.weight": "decoder2.conv_block.conv3.conv.weight",
+        "head.weight": "out.conv.conv.weight",
+    }
+    assert all(torch.equal(model.get_parameter(ours), published[theirs]) for ours, theirs in names.items())
+
+    less = {name: value for name, value in published.items() if name != "vit.layers.2.mixer.D"}
+    with pytest.raises(CheckpointError, match=r"1 missing: encoder\.layers\.2\.mixer\.D"):
+        visionssm.load_official(model, less)
+    deeper = published_for_btcv(8, 2, 2, side=3, layers=6)
+    with pytest.raises(CheckpointError, match=r"11 unexpected: encoder\.layers\.5\.norm\.weight"):
+        visionssm.load_official(model, deeper)
+    with pytest.raises(CheckpointError, match="26 patches are not those of a cube"):
+        visionssm.load_official(model, {**published, "vit.pos_embed": published["vit.pos_embed"][:, 1:]})
+
+    torch.save({"state_dict": published}, tmp_path / "small.pt")
+    other = small("mamba_nd_3d_nano", **{**options, "img_size": (32, 64, 48)}, num_classes=5)
+    other.load_pretrained(tmp_path / "small.pt")
+    assert other.encoder.pos_embed.shape == (1, 8, 2, 4, 3)
+    assert torch.equal(other.decoder.first.layer.conv1.conv.weight, published["encoder1.layer.conv1.conv.weight"])
+    assert other.head.weight.shape == (5, 2, 1, 1, 1)
+
+
+@pytest.mark.parametrize("variant", ["small", "small_plus", "base", "base_64"])
+def test_mamba_nd_variants_have_the_published_shapes(variant: str) -> None:
+    dim, width = {"small": (384, 32), "small_plus": (512, 32), "base": (768, 32), "base_64": (768, 64)}[variant]
+    with torch.device("meta"):
+        model = visionssm.create_model(f"mamba_nd_3d_{variant}")
+        published = published_for_btcv(dim, width, 14, side=6, layers=24)
+    converted = convert(published, model)
+    ours = {name: value.shape for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in converted.items()} == ours
+    assert pretrained_cfg(f"mamba_nd_3d_{variant}").hf_hub_filename.startswith("btcv/mamband-")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from timm.models._features_fx import create_feature_extractor, get_graph_node_na
 from torch import Tensor, nn
 
 import visionssm
+from tests.small import small_models
 
 NAMES = visionssm.list_models(task="classification")
-SMALL = [name for name in NAMES if name.endswith("_nano")]
+SMALL = small_models("classification")
 ORDERLESS = ("vssd_nano", "efficient_vim_nano")  # their mixers see tokens as a set
 EACH = [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 

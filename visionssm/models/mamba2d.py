@@ -270,10 +270,10 @@ class Mamba2D(PretrainedMixin, HierarchicalModel):
 _URL = "https://github.com/cocoalex00/Mamba2D/releases/download/v2.0.0/"
 
 
-def _cfg(file: str) -> dict[str, Any]:
+def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     return {
-        "url": _URL + file,
-        "custom_load": True,  # published files carry more than tensors, which only our reader takes safely
+        "url": _URL + file if file else None,
+        "custom_load": bool(file),  # published files carry more than tensors, which only our reader takes safely
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
@@ -287,6 +287,7 @@ def _cfg(file: str) -> dict[str, Any]:
         "origin_url": "https://github.com/cocoalex00/Mamba2D",
         "paper_name": "Mamba2D: A Natively Multi-Dimensional State-Space Model for Vision Tasks",
         "paper_ids": "arXiv:2412.16146",
+        **kwargs,
     }
 
 
@@ -295,6 +296,7 @@ default_cfgs = generate_default_cfgs(
         "mamba2d_nano.in1k": _cfg("M2D-N-backbone.ckpt"),
         "mamba2d_tiny.in1k": _cfg("M2D-T-backbone.ckpt"),
         "mamba2d_small.in1k": _cfg("M2D-S-backbone.ckpt"),
+        "mamba2d_pico.untrained": _cfg(license="apache-2.0", input_size=(3, 64, 64), pool_size=(2, 2)),
     }
 )
 
@@ -327,3 +329,10 @@ def mamba2d_small(pretrained: bool = False, **kwargs: Any) -> Mamba2D:
     """M2D-S."""
     defaults = {"dims": (96, 192, 384, 576), "depths": (3, 12, 14, 3)}
     return _create("mamba2d_small", pretrained, defaults, kwargs)
+
+
+@register("classification")
+def mamba2d_pico(pretrained: bool = False, **kwargs: Any) -> Mamba2D:
+    """A small M2D of our own for small images and tests, about 1 M parameters; the authors have a nano themselves."""
+    defaults = {"dims": (16, 32, 64, 128), "depths": (2, 1, 2, 1)}
+    return _create("mamba2d_pico", pretrained, defaults, kwargs)

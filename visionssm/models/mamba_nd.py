@@ -4,7 +4,8 @@ Paper: Mamba-ND, arXiv 2402.05892. Code: jacklishufan/Mamba-ND@4f70284, which ca
 The shortcut of a layer carries its normed input, as published: there is no stream of residuals. One layer halves the map, so
 here every layer is a stage of the hierarchical frame; a feature is what a layer returns.
 Differs from the published code: the order of columns is right at H != W, where theirs fails; volumes of any size are taken; the
-last layer of the volume encoder, whose output nobody reads there, is left out. The video models are not built.
+last layer of the volume encoder, whose output nobody reads there, is left out (and out of its files). The video models are not
+built.
 
 Legend: B batch, S spatial sizes (H, W) or (D, H, W), C channels.
 """
@@ -21,7 +22,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
-from visionssm.checkpoints.mamba_nd import LAYOUT
+from visionssm.checkpoints.mamba_nd import LAYOUT, VOLUME_LAYOUT
 from visionssm.layers import HierarchicalModel, PatchMerging, PooledHead, PositionStem, Stage, plain_feature_cfg
 from visionssm.layers.plain import resize_positions
 from visionssm.layers.segmentation import SegmentationModel, monai_blocks
@@ -174,6 +175,7 @@ class VolumeEncoder(nn.Module):
         d_state: N.
         scans: one per layer.
         taken: indices of the layers whose maps are returned, the last of them included.
+        drop_path_rate: stochastic depth of the last layer, falling linearly to 0 at the first.
     """
 
     def __init__(
@@ -186,13 +188,18 @@ class VolumeEncoder(nn.Module):
         d_state: int,
         scans: list[ScanOrder],
         taken: tuple[int, ...],
+        drop_path_rate: float,
     ) -> None:
         super().__init__()
+        (rates,) = drop_path_rates(drop_path_rate, (len(scans),))
         self.grad_checkpointing = False
         self.taken = list(taken)
         self.patch_embed = nn.Conv3d(in_chans, dim, patch_size, stride=patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *(side // patch_size for side in img_size)))
-        self.layers = nn.ModuleList(MambaNDBlock(dim, scan=scan, d_state=d_state, drop_path=0.0) for scan in scans)
+        self.layers = nn.ModuleList(
+            MambaNDBlock(dim, scan=scan, d_state=d_state, drop_path=rate)
+            for scan, rate in zip(scans, rates, strict=True)
+        )
         trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -252,7 +259,7 @@ class UnetrDecoder(nn.Module):
         return decoded[::-1]
 
 
-class MambaNDSegmenter(SegmentationModel):
+class MambaNDSegmenter(PretrainedMixin, SegmentationModel):
     """Mamba-ND for volumes: UNETR with Mamba layers, as published for BTCV.
 
     Args:
@@ -264,11 +271,14 @@ class MambaNDSegmenter(SegmentationModel):
         taken: indices of the layers whose maps the decoder gets, four; the last is the encoder's last layer.
         d_state: N.
         scan: scan order by name, with options, or one per layer.
+        drop_path_rate: stochastic depth of the encoder's last layer, falling linearly to 0 at the first.
 
     Raises:
         ValueError: an argument that is not accepted.
         ModuleNotFoundError: MONAI is not installed.
     """
+
+    official_layout = VOLUME_LAYOUT
 
     def __init__(
         self,
@@ -281,6 +291,7 @@ class MambaNDSegmenter(SegmentationModel):
         taken: tuple[int, ...] = (6, 12, 18, 22),
         d_state: int = 16,
         scan: ScanChoice = "nd_3d",
+        drop_path_rate: float = 0.0,
     ) -> None:
         sides = (img_size,) * 3 if isinstance(img_size, int) else tuple(img_size)
         if len(sides) != 3 or any(side < 16 or side % 16 for side in sides):
@@ -295,6 +306,7 @@ class MambaNDSegmenter(SegmentationModel):
             d_state=d_state,
             scans=layer_scans(scan, taken[-1] + 1, ndim=3),
             taken=taken,
+            drop_path_rate=drop_path_rate,
         )
         super().__init__(
             in_chans=in_chans,
@@ -306,6 +318,15 @@ class MambaNDSegmenter(SegmentationModel):
             head=nn.Conv3d(feature_size, num_classes, 1),
             least=1,
         )
+
+    @unscripted
+    def resize_position_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's position embedding for this model's grid."""
+        table, ours = state.get("encoder.pos_embed"), self.encoder.pos_embed
+        if table is None or table.ndim != 5 or table.shape[1] != ours.shape[1] or table.shape == ours.shape:
+            return state  # as it is, or not a map of that width: the strict check after this names the key
+        resized = F.interpolate(table.float(), size=ours.shape[2:], mode="trilinear", align_corners=False)
+        return {**state, "encoder.pos_embed": resized.to(table.dtype)}
 
     @unscripted
     def no_weight_decay(self) -> set[str]:
@@ -347,20 +368,21 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _volume_cfg() -> dict[str, Any]:
-    common = ("license", "origin_url", "paper_name", "paper_ids")
-    return {"num_classes": 14, "input_size": (1, 96, 96, 96), "classifier": "head", **{k: _cfg()[k] for k in common}}
+def _volume_cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
+    taken = ("hf_hub_id", "hf_hub_filename", "custom_load", "license", "origin_url", "paper_name", "paper_ids")
+    common = {key: _cfg(file)[key] for key in taken}
+    return {"num_classes": 14, "input_size": (1, 96, 96, 96), "classifier": "head", **common, **kwargs}
 
 
 default_cfgs = generate_default_cfgs(
     {
         "mamba_nd_2d_small.in1k": _cfg("in1k/mamba2d_s.pth"),
         "mamba_nd_2d_base.in1k": _cfg("in1k/mamba2d_b.pth"),
-        "mamba_nd_3d_small.untrained": _volume_cfg(),
-        "mamba_nd_3d_small_plus.untrained": _volume_cfg(),
-        "mamba_nd_3d_base.untrained": _volume_cfg(),
-        "mamba_nd_3d_base_64.untrained": _volume_cfg(),
-        "mamba_nd_3d_nano.untrained": {**_volume_cfg(), "num_classes": 2, "input_size": (1, 64, 64, 64)},
+        "mamba_nd_3d_small.btcv": _volume_cfg("btcv/mamband-s.pt"),
+        "mamba_nd_3d_small_plus.btcv": _volume_cfg("btcv/mamband-s_plus.pt"),
+        "mamba_nd_3d_base.btcv": _volume_cfg("btcv/mamband-b-32.pt"),
+        "mamba_nd_3d_base_64.btcv": _volume_cfg("btcv/mamband-b-64.pt"),
+        "mamba_nd_3d_nano.untrained": _volume_cfg(license="apache-2.0", num_classes=2, input_size=(1, 64, 64, 64)),
         "mamba_nd_nano.untrained": _cfg(license="apache-2.0", input_size=(3, 64, 64)),
     }
 )
@@ -398,9 +420,7 @@ def mamba_nd_nano(pretrained: bool = False, **kwargs: Any) -> MambaND:
 
 
 def _segmenter(variant: str, pretrained: bool, defaults: dict[str, Any], options: dict[str, Any]) -> MambaNDSegmenter:
-    if pretrained:
-        raise ValueError(f"weights of {variant} cannot be loaded: what the published files hold is not known to us")
-    return build(MambaNDSegmenter, variant, False, **{**defaults, **options})
+    return build(MambaNDSegmenter, variant, pretrained, **{**defaults, **options})
 
 
 @register("volume")

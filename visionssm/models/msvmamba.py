@@ -206,6 +206,7 @@ default_cfgs = generate_default_cfgs(
         "msvmamba_v3_tiny.in1k": _cfg("msvmambav3_tiny_224.pth"),
         "msvmamba_v3_small.in1k": _cfg("msvmambav3_small_224.pth"),
         "msvmamba_v3_base.in1k": _cfg("msvmambav3_base_224.pth"),
+        "msvmamba_pico.untrained": _cfg(license="apache-2.0", input_size=(3, 64, 64), pool_size=(2, 2)),
         "msvmamba_v3_nano.untrained": _cfg(license="apache-2.0", input_size=(3, 64, 64), pool_size=(2, 2)),
     }
 )
@@ -249,6 +250,12 @@ def msvmamba_micro(pretrained: bool = False, **kwargs: Any) -> MSVMamba:
 def msvmamba_tiny(pretrained: bool = False, **kwargs: Any) -> MSVMamba:
     """MSVMamba-T."""
     return _create("msvmamba_tiny", pretrained, {}, kwargs)
+
+
+@register("classification")
+def msvmamba_pico(pretrained: bool = False, **kwargs: Any) -> MSVMamba:
+    """A small MSVMamba of our own for small images and tests, about 1 M parameters; the authors have a nano themselves."""
+    return _create("msvmamba_pico", pretrained, {"dim": 24, "depths": (1, 1, 1, 1)}, kwargs)
 
 
 @register("classification")

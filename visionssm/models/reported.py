@@ -95,9 +95,8 @@ def _msvmamba(top1: float, flops: str, drop_path: float, *, differ: str = "") ->
     return Reported(source=source, top1=top1, flops=flops, drop_path=drop_path, flops_differ=differ)
 
 
-def _mamba_nd_3d(dice: str) -> Reported:
-    weights = "published for the authors' code, whose names for them we have not read: they do not load here"
-    return Reported(source=_ND, weights=weights, note=f"mean Dice reported for BTCV: {dice}")
+def _mamba_nd_3d(dice: str, drop_path: float) -> Reported:
+    return Reported(source=_ND, drop_path=drop_path, note=f"mean Dice reported for BTCV: {dice}")
 
 
 def _u_mamba(figures: str) -> Reported:
@@ -189,10 +188,10 @@ REPORTED: dict[str, Reported] = {
     "group_mamba_base": Reported(source=_GROUP, top1=84.5, drop_path=0.05, note=_NO_FLOPS),
     "mamba_nd_2d_small": Reported(source=_ND, top1=81.7, drop_path=0.1, note=_NO_FLOPS),
     "mamba_nd_2d_base": Reported(source=_ND, top1=83.0, drop_path=0.1, note=_NO_FLOPS),
-    "mamba_nd_3d_small": _mamba_nd_3d("83.1"),
-    "mamba_nd_3d_small_plus": _mamba_nd_3d("83.9"),
-    "mamba_nd_3d_base": _mamba_nd_3d("82.7"),
-    "mamba_nd_3d_base_64": _mamba_nd_3d("84.7"),
+    "mamba_nd_3d_small": _mamba_nd_3d("83.1", 0.1),
+    "mamba_nd_3d_small_plus": _mamba_nd_3d("83.9", 0.4),
+    "mamba_nd_3d_base": _mamba_nd_3d("82.7", 0.2),
+    "mamba_nd_3d_base_64": _mamba_nd_3d("84.7", 0.25),
     "mamba2d_nano": Reported(source=_M2D, top1=79.6, drop_path=0.0, weights=_M2D_COPY, note=_NO_FLOPS),
     "mamba2d_tiny": Reported(source=_M2D, top1=84.0, drop_path=0.175, weights=_M2D_COPY, note=_NO_FLOPS),
     "mamba2d_small": Reported(source=_M2D, top1=85.3, drop_path=0.4, weights=_M2D_COPY, note=_NO_FLOPS),

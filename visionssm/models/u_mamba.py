@@ -6,7 +6,8 @@ has no more positions than channels; such a network is made for one size, `img_s
 nnU-Net's planner for every data set, so the variants here are its usual widths at the size of a small patch; `dims`, `strides`
 and `kernel_sizes` take a plan as nnU-Net writes it. No weights were ever released.
 Differs from the published code: in the decoder the 1x1 convolution comes before nearest upsampling, which gives the same map
-for a fraction of the work; sizes that are no multiple of the strides are padded; any scan order.
+for a fraction of the work; sizes that are no multiple of the strides are padded; any scan order; under autocast the projections
+of a Mamba layer are in half precision (theirs switch it off there), the scan's state is in float32 as ever.
 
 Legend: B batch, S spatial sizes (D, H, W) or (H, W), C channels, L positions.
 """
