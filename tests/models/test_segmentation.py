@@ -1,6 +1,7 @@
 """Every segmentation network: sizes, refusals, training, how it leaves Python; then what is U-Mamba's and LightM-UNet's own."""
 
 import io
+import math
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from tests.tolerances import TOLERANCES
 from visionssm.analysis import count_operations
 from visionssm.checkpoints import CheckpointError, convert
 from visionssm.models import pretrained_cfg
+from visionssm.models.mamba_nd import MambaNDVideo
 from visionssm.models.u_mamba import ChannelMamba, PositionMamba
 
 TOLERANCE = TOLERANCES[torch.float32]
@@ -253,10 +255,20 @@ def test_mamba_nd_reads_a_volume_along_one_route_per_layer() -> None:
     assert [m.shape for m in maps] == [(2, 8, 2, 3, 1)] * 4
 
 
+def published_layer(dim: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a norm and the Mamba behind it, N = 16."""
+    inner, rank = 2 * dim, -(-dim // 16)
+    shapes: dict[str, tuple[int, ...]] = {"norm.weight": (dim,), "norm.bias": (dim,), "mixer.A_log": (inner, 16)}
+    shapes |= {"mixer.D": (inner,), "mixer.in_proj.weight": (2 * inner, dim), "mixer.out_proj.weight": (dim, inner)}
+    shapes |= {"mixer.conv1d.weight": (inner, 1, 4), "mixer.conv1d.bias": (inner,)}
+    shapes |= {"mixer.x_proj.weight": (rank + 32, inner)}
+    shapes |= {"mixer.dt_proj.weight": (inner, rank), "mixer.dt_proj.bias": (inner,)}
+    return shapes
+
+
 def published_for_btcv(dim: int, width: int, classes: int, side: int, layers: int) -> dict[str, torch.Tensor]:
     """The tensors of UNETR with Mamba-ND in ViT's place, in the published names and shapes, N = 16."""
-    inner, rank = 2 * dim, -(-dim // 16)
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "vit.patch_embed.projection.weight": (dim, 1, 16, 16, 16),
         "vit.patch_embed.projection.bias": (dim,),
         "vit.pos_embed": (1, side**3, dim),
@@ -264,16 +276,7 @@ def published_for_btcv(dim: int, width: int, classes: int, side: int, layers: in
         "out.conv.conv.bias": (classes,),
     }
     for i in range(layers):
-        shapes |= {f"vit.layers.{i}.norm.{part}": (dim,) for part in ("weight", "bias")}
-        mamba = {
-            "A_log": (inner, 16),
-            "D": (inner,),
-            "in_proj.weight": (2 * inner, dim),
-            "out_proj.weight": (dim, inner),
-        }
-        mamba |= {"conv1d.weight": (inner, 1, 4), "conv1d.bias": (inner,), "x_proj.weight": (rank + 32, inner)}
-        mamba |= {"dt_proj.weight": (inner, rank), "dt_proj.bias": (inner,)}
-        shapes |= {f"vit.layers.{i}.mixer.{name}": shape for name, shape in mamba.items()}
+        shapes |= {f"vit.layers.{i}.{name}": shape for name, shape in published_layer(dim).items()}
 
     def residual(name: str, chans: int, dim: int) -> None:
         for conv, (inputs, kernel) in {"conv1": (chans, 3), "conv2": (dim, 3), "conv3": (chans, 1)}.items():
@@ -340,6 +343,52 @@ def test_mamba_nd_variants_have_the_published_shapes(variant: str) -> None:
     ours = {name: value.shape for name, value in model.state_dict().items()}
     assert {name: value.shape for name, value in converted.items()} == ours
     assert pretrained_cfg(f"mamba_nd_3d_{variant}").hf_hub_filename.startswith("btcv/mamband-")
+
+
+@pytest.mark.parametrize("source", ["action", "kinetics"])
+def test_mamba_nd_reads_the_published_layouts_for_videos(source: str) -> None:
+    prefix, wrapper = ("backbone.", "state_dict") if source == "action" else ("", "module")
+    shapes: dict[str, tuple[int, ...]] = {"patch_embed.projection.weight": (8, 3, 2, 4, 4)}
+    shapes |= {"patch_embed.projection.bias": (8,), "pos_embed": (1, 3 * 2 * 2, 8)}
+    shapes |= {f"layers.{i}.{name}": shape for i in range(7) for name, shape in published_layer(8).items()}
+    shapes = {prefix + name: shape for name, shape in shapes.items()}
+    if source == "action":
+        shapes |= {"cls_head.fc_cls.weight": (5, 8), "cls_head.fc_cls.bias": (5,)}
+    else:
+        shapes |= {"head.0.weight": (8,), "head.0.bias": (8,), "head.1.weight": (5, 8), "head.1.bias": (5,)}
+    published = {name: torch.randn(shape) for name, shape in shapes.items()}
+
+    def fresh(frames: int) -> MambaNDVideo:
+        size, norm = (frames, 8, 8), source == "kinetics"
+        return MambaNDVideo(img_size=size, patch_size=(2, 4, 4), num_classes=5, dim=8, depth=7, head_norm=norm).eval()
+
+    model = fresh(6)
+    visionssm.load_official(model, {wrapper: published, "epoch": 3})
+    table = published[prefix + "pos_embed"].view(3, 2, 2, 8)
+    assert torch.equal(model.encoder.pos_embed[0, :, 2, 0, 1], table[2, 0, 1])
+    assert torch.equal(model.get_parameter("encoder.layers.6.mixer.D")[0], published[prefix + "layers.6.mixer.D"])
+    with pytest.raises(CheckpointError, match=r"12 patches, but img_size and patch_size make \(2, 2, 2\)"):
+        visionssm.load_official(fresh(4), published)
+
+    x = torch.randn(2, 3, 6, 12, 9)  # any size: what does not fill a patch is not seen
+    with torch.no_grad():
+        logits = model(x)
+        torch.testing.assert_close(model(x[..., :8]), logits, **TOLERANCE)
+        vector = model.forward_features(x).mean((2, 3, 4))
+        if source == "kinetics":
+            vector = torch.nn.functional.layer_norm(vector, (8,), published["head.0.weight"], published["head.0.bias"])
+        weight, bias = (published[name] for name in list(published)[-2:])
+        torch.testing.assert_close(logits, vector @ weight.T + bias, **TOLERANCE)
+
+
+def test_mamba_nd_for_videos_has_the_published_shapes() -> None:
+    with torch.device("meta"):
+        action, kinetics = MambaNDVideo(), MambaNDVideo(patch_size=(1, 16, 16), img_size=(16, 224, 224), head_norm=True)
+    assert action.encoder.pos_embed.shape == kinetics.encoder.pos_embed.shape == (1, 384, 16, 14, 14)
+    layers = 36 * sum(math.prod(shape) for shape in published_layer(384).values())
+    rest = 384 * (16 * 14 * 14 + 1 + 400) + 400
+    assert sum(p.numel() for p in action.parameters()) == layers + rest + 384 * 3 * 512
+    assert sum(p.numel() for p in kinetics.parameters()) == layers + rest + 384 * 3 * 256 + 2 * 384
 
 
 @pytest.mark.parametrize(

@@ -246,8 +246,10 @@ def efficient_vim_outputs(model: nn.Module, x: Tensor, case: Case) -> dict[str, 
 def scan_across_the_batch(self: ImageScan, x_BSD: Tensor) -> Tensor:
     """MobileMamba's scan as the published code has it on CPUs, where adding up the two routes broadcasts over the batch.
 
-    Every image gets the forward routes of all images and its own reversed route as often. The published kernel for GPUs adds
-    up the two routes of each image, as we do; of a single image both are the same.
+    (model/lib_mamba/csm_tritonk2.py, `cross_merge_fwd`: a map (B, D, L) plus one of (B, 1, D, L) is (B, B, D, L), summed over its
+    second axis.) Only the cases with several images need it, and they alone are run with it. Every image gets the forward
+    routes of all images and its own reversed route as often. The published kernel for GPUs adds up the two routes of each
+    image, as we do; of a single image both are the same.
     """
     assert self.route_table is not None
     y_BLKD = self.scan_tokens(x_BSD.flatten(1, -2).unsqueeze(2), self.route_table(x_BSD), "none", True)
@@ -280,7 +282,9 @@ def as_published_tokens(model: nn.Module) -> None:
 
     There torch's BatchNorm gives a wrong gradient on CPUs for a single image: a map in the order NCHW whose gradient comes
     from a view of tokens, with a batch stride of its own. The recorded gradients hold that fault, in float64 too, and agree
-    with ours to 1e-6 once the layout is the published one. `test_gradients_are_those_of_the_function` shows ours right.
+    with ours to 1e-6 once the layout is the published one. So these cases show that we compute the published function, not that
+    its recorded gradients are right: `test_gradients_are_those_of_the_function` shows ours right, by differences, and
+    `test_torch_differentiates_batch_norm_wrongly_in_one_layout` the fault by itself.
     """
     for norm in (model.stem.conv5.norm, *(stage.downsample.norm for stage in list(model.stages)[1:])):
         norm.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))

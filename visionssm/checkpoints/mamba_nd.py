@@ -1,14 +1,15 @@
-"""Mamba-ND's published names: mmpretrain's classifier, and for volumes UNETR with the encoder in ViT's place."""
+"""Mamba-ND's published names: mmpretrain's classifier, UNETR with the encoder in ViT's place, classifiers of videos."""
 
 from __future__ import annotations
 
+import math
 import re
 
 from torch import Tensor, nn
 
 from .layout import CheckpointError, Layout
 
-__all__ = ["LAYOUT", "VOLUME_LAYOUT"]
+__all__ = ["LAYOUT", "VIDEO_LAYOUT", "VOLUME_LAYOUT"]
 
 _MAMBA = (
     (r"\.conv1d\.weight$", ".conv_weight"),
@@ -85,4 +86,32 @@ VOLUME_LAYOUT = Layout(
     ),
     reshape=_ONE_ROUTE,
     convert=_as_volume,
+)
+
+
+def _as_clip(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Positions of a clip as a map; a file does not say of how many frames, so they must be the model's."""
+    positions, ours = state.get("encoder.pos_embed"), model.encoder.pos_embed  # pyright: ignore[reportAttributeAccessIssue]
+    if positions is None or positions.ndim != 3:
+        return state
+    grid = tuple(ours.shape[2:])  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType, reportCallIssue]
+    if math.prod(grid) != positions.shape[1]:
+        raise CheckpointError(f"positions of {positions.shape[1]} patches, but img_size and patch_size make {grid}")
+    return {**state, "encoder.pos_embed": positions.unflatten(1, grid).movedim(-1, 1)}
+
+
+VIDEO_LAYOUT = Layout(
+    source="jacklishufan/Mamba-ND@4f70284 video_classification/src/mamba.py, video_pretraining/models/mamband.py",
+    wrappers=("state_dict", "model", "module"),
+    renames=(
+        (r"^(module\.)+", ""),
+        (r"^backbone\.", ""),
+        (r"^patch_embed\.projection\.", "encoder.patch_embed."),
+        (r"^(pos_embed$|layers\.)", r"encoder.\1"),
+        *_MAMBA,
+        (r"^head\.0\.", "norm."),
+        (r"^(head\.1|cls_head\.fc_cls)\.", "head."),
+    ),
+    reshape=_ONE_ROUTE,
+    convert=_as_clip,
 )

@@ -1,11 +1,11 @@
-"""Mamba-ND: a stack of Mamba layers, each along one route; for images, and for volumes under UNETR's decoder.
+"""Mamba-ND: a stack of Mamba layers, each along one route; for images, for volumes under UNETR's decoder, for videos.
 
 Paper: Mamba-ND, arXiv 2402.05892. Code: jacklishufan/Mamba-ND@4f70284, which carries no licence.
 The shortcut of a layer carries its normed input, as published: there is no stream of residuals. One layer halves the map, so
 here every layer is a stage of the hierarchical frame; a feature is what a layer returns.
 Differs from the published code: the order of columns is right at H != W, where theirs fails; volumes of any size are taken; the
-last layer of the volume encoder, whose output nobody reads there, is left out (and out of its files). The video models are not
-built.
+last layer of the volume encoder, whose output nobody reads there, is left out (and out of its files). The classifier of videos
+has no registered variants, because there is no task for it here: it is built by its class, and `load_official` reads its files.
 
 Legend: B batch, S spatial sizes (H, W) or (D, H, W), C channels.
 """
@@ -22,18 +22,19 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
-from visionssm.checkpoints.mamba_nd import LAYOUT, VOLUME_LAYOUT
+from visionssm.checkpoints.mamba_nd import LAYOUT, VIDEO_LAYOUT, VOLUME_LAYOUT
 from visionssm.layers import HierarchicalModel, PatchMerging, PooledHead, PositionStem, Stage, plain_feature_cfg
 from visionssm.layers.plain import resize_positions
-from visionssm.layers.segmentation import SegmentationModel, monai_blocks
+from visionssm.layers.segmentation import SegmentationModel
 from visionssm.layers.typing import checkpointed, drop_path_rates, unscripted
+from visionssm.layers.unetr import UnetrDecoder
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.scans import RouteTable, ScanOrder
 
 from ._registry import build, register
 
-__all__ = ["MambaND", "MambaNDSegmenter"]
+__all__ = ["MambaND", "MambaNDSegmenter", "MambaNDVideo"]
 
 
 class MambaNDBlock(nn.Module):
@@ -165,12 +166,12 @@ class MambaND(PretrainedMixin, HierarchicalModel):
 
 
 class VolumeEncoder(nn.Module):
-    """Patches of a volume, positions, layers; the maps of some of them.
+    """Patches of a volume or clip, positions, layers; the maps of some of them.
 
     Args:
         in_chans: channels of the volume.
         dim: channels.
-        patch_size: side of a patch in voxels.
+        patch_size: sides of a patch; what does not fill a patch is not seen.
         img_size: sides that the position embedding is made for.
         d_state: N.
         scans: one per layer.
@@ -183,7 +184,7 @@ class VolumeEncoder(nn.Module):
         *,
         in_chans: int,
         dim: int,
-        patch_size: int,
+        patch_size: tuple[int, int, int],
         img_size: tuple[int, int, int],
         d_state: int,
         scans: list[ScanOrder],
@@ -194,8 +195,9 @@ class VolumeEncoder(nn.Module):
         (rates,) = drop_path_rates(drop_path_rate, (len(scans),))
         self.grad_checkpointing = False
         self.taken = list(taken)
+        grid = [side // patch for side, patch in zip(img_size, patch_size, strict=True)]
         self.patch_embed = nn.Conv3d(in_chans, dim, patch_size, stride=patch_size)
-        self.pos_embed = nn.Parameter(torch.zeros(1, dim, *(side // patch_size for side in img_size)))
+        self.pos_embed = nn.Parameter(torch.zeros(1, dim, *grid))
         self.layers = nn.ModuleList(
             MambaNDBlock(dim, scan=scan, d_state=d_state, drop_path=rate)
             for scan, rate in zip(scans, rates, strict=True)
@@ -203,7 +205,7 @@ class VolumeEncoder(nn.Module):
         trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, in_chans, *S) -> maps (B, dim, *S / patch_size), in the order of the layers."""
+        """(B, in_chans, *S) -> maps (B, dim, *S / patch_size, rounded down), in the order of the layers."""
         x = self.patch_embed(x)
         positions = F.interpolate(self.pos_embed, size=x.shape[2:], mode="trilinear", align_corners=False)
         x = (x + positions).movedim(1, -1)  # at its own size the embedding is not changed
@@ -216,47 +218,6 @@ class VolumeEncoder(nn.Module):
             if i in self.taken:
                 maps.append(x.movedim(-1, 1).contiguous())
         return maps
-
-
-class UnetrDecoder(nn.Module):
-    """UNETR's decoder (arXiv 2103.10504) from MONAI's blocks, over four maps of stride 16.
-
-    Args:
-        in_chans: channels of the volume, which is the first skip connection.
-        dim: channels of the maps.
-        feature_size: channels of the finest decoded map.
-
-    Raises:
-        ModuleNotFoundError: MONAI is not installed.
-    """
-
-    def __init__(self, *, in_chans: int, dim: int, feature_size: int) -> None:
-        super().__init__()
-        blocks = monai_blocks("Mamba-ND")
-        widths = [feature_size << i for i in range(4)]
-        kwargs: dict[str, Any] = {"kernel_size": 3, "norm_name": "instance", "res_block": True}
-        grow: dict[str, Any] = {**kwargs, "stride": 1, "upsample_kernel_size": 2, "conv_block": True}
-        self.channels = tuple(widths)
-        self.first = blocks.UnetrBasicBlock(3, in_chans, feature_size, stride=1, **kwargs)
-        self.skips = nn.ModuleList(
-            blocks.UnetrPrUpBlock(3, dim, width, num_layer=2 - i, **grow) for i, width in enumerate(widths[1:])
-        )
-        self.ups = nn.ModuleList(
-            blocks.UnetrUpBlock(3, wider, width, upsample_kernel_size=2, **kwargs)
-            for wider, width in zip([dim, *widths[:0:-1]], widths[::-1], strict=True)
-        )
-
-    def forward(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        """(B, in_chans, *S), the encoder's maps -> decoded maps of strides 1, 2, 4, 8, with `channels`."""
-        skips = [self.first(x)]
-        for i, skip in enumerate(self.skips):
-            skips.append(skip(maps[i]))
-        y = maps[-1]
-        decoded: list[Tensor] = []
-        for up in self.ups:
-            y = up(y, skips.pop())
-            decoded.append(y)
-        return decoded[::-1]
 
 
 class MambaNDSegmenter(PretrainedMixin, SegmentationModel):
@@ -301,7 +262,7 @@ class MambaNDSegmenter(PretrainedMixin, SegmentationModel):
         encoder = VolumeEncoder(
             in_chans=in_chans,
             dim=dim,
-            patch_size=16,
+            patch_size=(16, 16, 16),
             img_size=sides,
             d_state=d_state,
             scans=layer_scans(scan, taken[-1] + 1, ndim=3),
@@ -314,7 +275,7 @@ class MambaNDSegmenter(PretrainedMixin, SegmentationModel):
             spatial_dims=3,
             strides=[16] * 3,
             encoder=encoder,
-            decoder=UnetrDecoder(in_chans=in_chans, dim=dim, feature_size=feature_size),
+            decoder=UnetrDecoder("Mamba-ND", in_chans=in_chans, dim=dim, feature_size=feature_size),
             head=nn.Conv3d(feature_size, num_classes, 1),
             least=1,
         )
@@ -333,6 +294,70 @@ class MambaNDSegmenter(PretrainedMixin, SegmentationModel):
         """Positions, biases, and D."""
         kept = (".D", ".dt_bias", ".conv_bias", ".pos_embed")
         return {name for name, _ in self.named_parameters() if name.endswith(kept)}
+
+    @unscripted
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory: layers are run again in the backward pass."""
+        self.encoder.grad_checkpointing = enable
+
+
+class MambaNDVideo(PretrainedMixin, nn.Module):
+    """Mamba-ND for videos: UCF-101 and HMDB-51 as by default, Kinetics-400 with patches of one frame and `head_norm`.
+
+    Args:
+        in_chans: channels of a frame.
+        num_classes: 0 for no classifier.
+        dim: channels.
+        depth: number of layers.
+        patch_size: frames, rows and columns of a patch; what does not fill a patch is not seen.
+        img_size: frames, rows and columns that the position embedding is made for; it is resized for others.
+        head_norm: whether a norm precedes the classifier.
+        d_state: N.
+        scan: scan order by name, with options, or one per layer.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last layer, falling linearly to 0 at the first.
+    """
+
+    official_layout = VIDEO_LAYOUT
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 3,
+        num_classes: int = 400,
+        dim: int = 384,
+        depth: int = 36,
+        patch_size: tuple[int, int, int] = (2, 16, 16),
+        img_size: tuple[int, int, int] = (32, 224, 224),
+        head_norm: bool = False,
+        d_state: int = 16,
+        scan: ScanChoice = "nd_3d",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.num_features = num_classes, dim
+        self.encoder = VolumeEncoder(
+            in_chans=in_chans,
+            dim=dim,
+            patch_size=patch_size,
+            img_size=img_size,
+            d_state=d_state,
+            scans=layer_scans(scan, depth, ndim=3),
+            taken=(depth - 1,),
+            drop_path_rate=drop_path_rate,
+        )
+        self.norm = nn.LayerNorm(dim) if head_norm else nn.Identity()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, T, H, W) -> (B, dim, T', H', W')."""
+        return self.encoder(x)[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, T, H, W) -> (B, num_classes)."""
+        return self.head(self.head_drop(self.norm(self.forward_features(x).mean((2, 3, 4)))))
 
     @unscripted
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -2,7 +2,8 @@
 
 Paper: VSSD, arXiv 2407.18559. Code: YuHengsss/VSSD@87b753b (no licence).
 Differs from the published code: channels-last inside; sizes round up everywhere, as in the published detection backbone alone
-(the classifier takes multiples of 32); the causal form, which no released model uses, is left out.
+(the classifier takes multiples of 32); the causal form, which no released model uses, is left out; gradients of one image are
+right on CPUs, where torch's BatchNorm differentiates wrongly in the memory layout of the published code.
 """
 
 from __future__ import annotations

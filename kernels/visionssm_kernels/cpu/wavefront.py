@@ -38,7 +38,6 @@ from .simd import (
     splat,
     store,
     store_f32_part,
-    store_float,
     vec,
     zeros,
 )  # fmt: skip
@@ -54,10 +53,15 @@ def exp2(e: Emitter, x: ir.Value) -> ir.Value:
     return e.exp2(x)
 
 
-@operation(types.float32, vec)
-def total(e: Emitter, x: ir.Value) -> ir.Value:
-    """The sum of the lanes."""
-    return e.b.extract_element(e.sums([x]), ir.Constant(ir.IntType(32), 0))
+@operation(vec, types.int64)
+def totals(e: Emitter, address: ir.Value) -> ir.Value:
+    """The sums of as many vectors as a vector has lanes, which lie one after the other: one tree of shuffles for all."""
+    step = ir.Constant(ir.IntType(64), LANES_BYTES)
+    vectors = []
+    for _ in range(LANES):
+        vectors.append(e.load(address))
+        address = e.b.add(address, step)
+    return e.sums(vectors)
 
 
 class Cells(NamedTuple):
@@ -107,6 +111,13 @@ def _cell(cells, b, i, j):
 @compiled
 def _row_or_zeros(source, left):
     return load_f32_part(source, left) if source != 0 else zeros()
+
+
+@compiled
+def _store_totals(vectors, count, target):
+    """The sums of `count` vectors, as floats; what lies behind them in the last group is read, and not stored."""
+    for k in range(0, count, LANES):
+        store_f32_part(totals(vectors + k * LANES_BYTES), target + k * 4, min(LANES, count - k))
 
 
 @compiled
@@ -183,10 +194,10 @@ def _forward(at):
 
 
 @compiled
-def _retreat(job, b, block, i, j, channel, left, a, a_log2, da, above, before, here, below, right, skip, sums):
+def _retreat(job, b, block, i, j, channel, left, a, a_log2, da, above, before, here, below, right, skip, sums, parts):
     """One cell of the backward. `below` and `right` hold what the states' gradient gets from there; after it, what goes on.
 
-    `sums` holds bias 0 and 1, then gathers the gradients of bias 0, bias 1 and D.
+    `sums` holds bias 0 and 1, then gathers the gradients of bias 0, bias 1 and D. `parts` has room for those of B and C by lane.
     """
     N, one = job.states, LANES_BYTES
     x = load_f32_part(_cell(job.u, b, i, j) + channel * 4, left)
@@ -204,10 +215,10 @@ def _retreat(job, b, block, i, j, channel, left, a, a_log2, da, above, before, h
     ddt0, ddt1, in0, in1 = zeros(), zeros(), zeros(), zeros()
     for n in range(N):
         g = fma(dy, splat(load_float(at_C + n * 4)), add(load(below + n * one), load(right + n * one)))
-        store_float(total(mul(load(here + n * one), dy)), at_dC + n * 4)
+        store(mul(load(here + n * one), dy), parts + (2 * N + n) * one)
         g0, g1 = mul(top, g), mul(left_, g)
-        store_float(total(mul(g0, x0)), at_dB + n * 4)
-        store_float(total(mul(g1, x1)), at_dB + (N + n) * 4)
+        store(mul(g0, x0), parts + n * one)
+        store(mul(g1, x1), parts + (N + n) * one)
         in0 = fma(g0, splat(load_float(at_B + n * 4)), in0)
         in1 = fma(g1, splat(load_float(at_B + (N + n) * 4)), in1)
         g0 = mul(g0, exp2(mul(dt0, load(a_log2 + n * one))))
@@ -218,6 +229,8 @@ def _retreat(job, b, block, i, j, channel, left, a, a_log2, da, above, before, h
         ddt0, ddt1 = fma(g0, load(a + n * one), ddt0), fma(g1, load(a + (N + n) * one), ddt1)
         store(fma(g0, dt0, load(da + n * one)), da + n * one)
         store(fma(g1, dt1, load(da + (N + n) * one)), da + (N + n) * one)
+    _store_totals(parts, 2 * N, at_dB)
+    _store_totals(parts + 2 * N * one, N, at_dC)
     dx = fma(in0, dt0, fma(in1, dt1, mul(dy, skip)))
     store_f32_part(dx, _cell(job.du, b, i, j) + channel * 4, left)
     d0, d1 = mul(fma(in0, x, ddt0), sigmoid(raw0)), mul(fma(in1, x, ddt1), sigmoid(raw1))
@@ -236,12 +249,13 @@ def _backward(at):
     mode = fresh_float_mode()
     one, column = LANES_BYTES, job.states * LANES_BYTES
     pitch = (job.columns + 1) * column
-    memory = np.empty((6 + job.columns + 1) * column + (job.rows + 1) * pitch + 5 * one + 64, np.uint8)
+    memory = np.empty((9 + job.columns + 1) * column + (job.rows + 1) * pitch + (5 + LANES) * one + 64, np.uint8)
     a = (memory.ctypes.data + 63) // 64 * 64
     a_log2, da, right = a + 2 * column, a + 4 * column, a + 6 * column
     below = right + column
     sums = below + job.columns * column
-    kept = sums + 5 * one  # the states, with a row above and a column to the left of zeros
+    parts = sums + 5 * one  # three columns, and what `totals` reads behind them
+    kept = parts + 3 * column + LANES * one  # the states, with a row above and a column to the left of zeros
     task = atomic_next(job.counter)
     while task < job.batch * job.blocks:
         b, block = task // job.blocks, task % job.blocks
@@ -274,7 +288,7 @@ def _backward(at):
                 here = kept + (i + 1) * pitch + (j + 1) * column
                 _retreat(
                     job, b, block, i, j, channel, left, a, a_log2, da, here - pitch, here - column, here,
-                    below + j * column, right, skip, sums,
+                    below + j * column, right, skip, sums, parts,
                 )  # fmt: skip
         for g in range(2):
             target = job.dA + ((b * 2 + g) * job.channels + channel) * job.states * 4
