@@ -370,10 +370,13 @@ def test_mamba_nd_reads_the_published_layouts_for_videos(source: str) -> None:
     with pytest.raises(CheckpointError, match=r"12 patches, but img_size and patch_size make \(2, 2, 2\)"):
         visionssm.load_official(fresh(4), published)
 
+    with pytest.raises(ValueError, match=r"takes \(B, 3, T, H, W\), got \[2, 6, 3, 8, 8\]"):
+        model(torch.zeros(2, 6, 3, 8, 8))
     x = torch.randn(2, 3, 6, 12, 9)  # any size: what does not fill a patch is not seen
     with torch.no_grad():
         logits = model(x)
         torch.testing.assert_close(model(x[..., :8]), logits, **TOLERANCE)
+        torch.testing.assert_close(torch.jit.script(model)(x), logits, **TOLERANCE)
         vector = model.forward_features(x).mean((2, 3, 4))
         if source == "kinetics":
             vector = torch.nn.functional.layer_norm(vector, (8,), published["head.0.weight"], published["head.0.bias"])

@@ -336,7 +336,7 @@ class MambaNDVideo(PretrainedMixin, nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_classes, self.num_features = num_classes, dim
+        self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dim
         self.encoder = VolumeEncoder(
             in_chans=in_chans,
             dim=dim,
@@ -352,7 +352,13 @@ class MambaNDVideo(PretrainedMixin, nn.Module):
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, T, H, W) -> (B, dim, T', H', W')."""
+        """(B, in_chans, T, H, W) -> (B, dim, T', H', W').
+
+        Raises:
+            ValueError: another shape.
+        """
+        if not torch.jit.is_scripting() and (x.dim() != 5 or x.shape[1] != self.in_chans):
+            raise ValueError(f"MambaNDVideo takes (B, {self.in_chans}, T, H, W), got {list(x.shape)}")
         return self.encoder(x)[-1]
 
     def forward(self, x: Tensor) -> Tensor:
