@@ -96,7 +96,8 @@ def _msvmamba(top1: float, flops: str, drop_path: float, *, differ: str = "") ->
 
 
 def _mamba_nd_3d(dice: str, drop_path: float) -> Reported:
-    return Reported(source=_ND, drop_path=drop_path, note=f"mean Dice reported for BTCV: {dice}")
+    note = f"mean Dice reported for BTCV: {dice}; compared with the published code are the layers, in the models for images"
+    return Reported(source=_ND, drop_path=drop_path, note=note)
 
 
 def _u_mamba(figures: str) -> Reported:
