@@ -14,6 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 VMAMBA = "https://github.com/MzeroMiko/VMamba/releases/download/"
 PLAIN = "https://huggingface.co/ChenhongyiYang/PlainMamba/resolve/main/"
+VSSD = "https://huggingface.co/YuhengSSS/VSSD/resolve/main/"
+MAMBA2D = "https://github.com/cocoalex00/Mamba2D/releases/download/v2.0.0/"
 DRIVE = "https://drive.google.com/file/d/"
 FOLDER = "https://drive.google.com/drive/folders/"
 
@@ -24,7 +26,7 @@ class Row:
 
     Args:
         figures: box AP and mask AP, or mIoU at one scale and at several; None where the authors print none.
-        params: of the whole model, "50M"; cut off instead of rounded for PlainMamba.
+        params: of the whole model, "50M"; "40" where the authors cut off instead of rounding.
         weights: address of the authors' file.
         source: where the figures are printed.
         note: what else to know.
@@ -64,11 +66,31 @@ def _msvmamba(first: str, second: str | None, params: str, folder: str) -> Row:
     return Row(figures=(first, second), params=params, weights=FOLDER + folder, source="YuHengsss/MSVMamba@c394019")
 
 
-def _paper(first: str, second: str | None, arxiv: str, note: str = "no weights are released") -> Row:
-    return Row(figures=(first, second), source=f"arXiv {arxiv}", note=note)
+def _vssd(first: str, second: str, params: str, file: str) -> Row:
+    return Row(figures=(first, second), params=params, weights=VSSD + file, source="YuHengsss/VSSD@87b753b")
+
+
+def _mobile(first: str, second: str | None, params: str | None, file: str, note: str = "") -> Row:
+    return Row(
+        figures=(first, second),
+        params=params,
+        weights=f"{DRIVE}{file}/view",
+        source="lewandofskee/MobileMamba@0980f48",
+        note=note,
+    )
+
+
+def _mamba2d(first: str, second: str, params: str, file: str) -> Row:
+    return Row(figures=(first, second), params=params, weights=MAMBA2D + file, source="cocoalex00/Mamba2D@9acb361")
+
+
+def _paper(first: str, second: str | None, arxiv: str, *, params: str | None = None, note: str = "") -> Row:
+    note = ", ".join(part for part in ("no weights are released", note) if part)
+    return Row(figures=(first, second), params=params, source=f"arXiv {arxiv}", note=note)
 
 
 _NO_FIGURES = Row(note="the repository prints no figures and releases no weights")
+_UNREAD = "printed with a last stage that is not read; it has 9.5M"
 _OURS = Row(note="no counterpart is published")
 
 DETECTION: dict[str, Row] = {
@@ -138,9 +160,45 @@ DETECTION: dict[str, Row] = {
     "mask_rcnn_local_vim_small_100e": _NO_FIGURES,
     "cascade_mask_rcnn_vim_tiny_100e": _paper("45.7", "39.2", "2401.09417"),
     "cascade_mask_rcnn_vim_small_100e": _NO_FIGURES,
-    "mask_rcnn_efficient_vmamba_tiny_1x": _NO_FIGURES,
-    "mask_rcnn_efficient_vmamba_small_1x": _NO_FIGURES,
-    "mask_rcnn_efficient_vmamba_base_1x": _NO_FIGURES,
+    "mask_rcnn_efficient_vmamba_tiny_1x": _paper(
+        "35.6", "33.2", "2403.09977", params="11M", note="printed with 11M parameters; it has 26.2M"
+    ),
+    "mask_rcnn_efficient_vmamba_small_1x": _paper("39.3", "36.7", "2403.09977", params="31M"),
+    "mask_rcnn_efficient_vmamba_base_1x": _paper("43.7", "40.2", "2403.09977", params="53M"),
+    "mask_rcnn_efficient_vmamba_tiny_3x": _paper(
+        "38.3", "35.3", "2403.09977", params="11M", note="printed with 11M parameters; it has 26.2M"
+    ),
+    "mask_rcnn_efficient_vmamba_small_3x": _paper("41.6", "38.2", "2403.09977", params="31M"),
+    "mask_rcnn_efficient_vmamba_base_3x": _paper("45.0", "40.8", "2403.09977", params="53M"),
+    "retinanet_efficient_vmamba_tiny_1x": _paper(
+        "37.5", None, "2403.09977", params="13M", note="printed with 13M parameters; it has 16.0M"
+    ),
+    "retinanet_efficient_vmamba_small_1x": _paper(
+        "39.1", None, "2403.09977", params="19M", note="printed with 19M parameters; it has 21.0M"
+    ),
+    "retinanet_efficient_vmamba_base_1x": _paper("42.8", None, "2403.09977", params="44M"),
+    "mask_rcnn_vssd_micro_1x": _vssd("45.4", "41.3", "33M", "mask_rcnn_vssd_fpn_coco_micro.pth"),
+    "mask_rcnn_vssd_tiny_1x": _vssd("46.9", "42.6", "44M", "mask_rcnn_vssd_fpn_coco_tiny.pth"),
+    "mask_rcnn_vssd_small_1x": _vssd("48.4", "43.5", "59", "mask_rcnn_vssd_fpn_coco_small.pth"),
+    "mask_rcnn_vssd_micro_3x": _vssd("47.7", "42.8", "33M", "mask_rcnn_vssd_fpn_coco_micro_3x.pth"),
+    "mask_rcnn_vssd_tiny_3x": _vssd("48.8", "43.6", "44M", "mask_rcnn_vssd_fpn_coco_tiny_3x.pth"),
+    "mask_rcnn_vssd_small_3x": Row(
+        figures=("50.0", "44.6"),
+        params="59",
+        source="YuHengsss/VSSD@87b753b",
+        note="which names the 1x file for it",
+    ),
+    "mask_rcnn_group_mamba_tiny_1x": _paper("47.6", "42.9", "2407.13772", params="40"),
+    "mask_rcnn_mobile_mamba_b1_1x": _mobile("40.6", "37.4", "38M", "1vxp7cV2YXxu2GJmIgoAYE7bARve9qlBp"),
+    "retinanet_mobile_mamba_b1_1x": _mobile("39.6", None, "27M", "1uQzA-k721hacqnORf5WPlYFK9rAxauDC"),
+    "ssdlite_mobile_mamba_b1_320": _mobile("24.0", None, "18M", "1EUuCJMqJlOkE3sQlLA0n04YPW7B-h05F", _UNREAD),
+    "ssdlite_mobile_mamba_b1_512": _mobile("29.5", None, "18M", "12g-Dq6NoiN4vK05lLC91L8deTKHtJ0iz", _UNREAD),
+    "mask_rcnn_mamba2d_nano_1x": _mamba2d("42.8", "39.6", "26M", "M2D-N-mask-rcnn-1x.pth"),
+    "mask_rcnn_mamba2d_tiny_1x": _mamba2d("48.5", "43.8", "44M", "M2D-T-mask-rcnn-1x.pth"),
+    "mask_rcnn_mamba2d_small_1x": _mamba2d("50.4", "45.1", "67M", "M2D-S-mask-rcnn-1x.pth"),
+    "mask_rcnn_mamba2d_nano_3x": _mamba2d("47.2", "42.4", "26M", "M2D-N-mask-rcnn-3x.pth"),
+    "mask_rcnn_mamba2d_tiny_3x": _mamba2d("50.5", "44.7", "44M", "M2D-T-mask-rcnn-3x.pth"),
+    "mask_rcnn_mamba2d_small_3x": _mamba2d("52.2", "46.2", "67M", "M2D-S-mask-rcnn-3x.pth"),
     "retinanet_vmamba_tiny_s1l8_1x": _OURS,
     "dino_vmamba_tiny_s1l8_12e": _OURS,
 }
@@ -182,6 +240,21 @@ SEGMENTATION: dict[str, Row] = {
     "upernet_local_vim_small_160k_ade20k": _paper("46.4", "47.5", "2403.09338"),
     "upernet_vim_tiny_60k_ade20k": _paper("41.0", None, "2401.09417"),
     "upernet_vim_small_60k_ade20k": _paper("44.9", None, "2401.09417"),
+    "upernet_efficient_vmamba_tiny_160k_ade20k": _paper("38.9", "39.3", "2403.09977", params="14M"),
+    "upernet_efficient_vmamba_small_160k_ade20k": _paper("41.5", "42.1", "2403.09977", params="29M"),
+    "upernet_efficient_vmamba_base_160k_ade20k": _paper("46.5", "47.3", "2403.09977", params="65M"),
+    "upernet_vssd_micro_160k_ade20k": _vssd(
+        "45.6", "46.0", "42M", "upernet_vssd_final_4xb4-160k_ade20k-512x512_micro.pth"
+    ),
+    "upernet_vssd_tiny_160k_ade20k": _vssd("47.9", "48.7", "53M", "upernet_vssd_4xb4-160k_ade20k-512x512_tiny.pth"),
+    "upernet_vssd_small_160k_ade20k": _NO_FIGURES,
+    "upernet_group_mamba_tiny_160k_ade20k": _paper("48.6", "49.2", "2407.13772", params="49M"),
+    "fpn_mobile_mamba_b4_160k_ade20k": _mobile("42.5", None, "20M", "109TnG4OZCHtEMxC4GJkoARAO_n6cWRzD"),
+    "deeplabv3_mobile_mamba_b4_80k_ade20k": _mobile("36.6", None, "23M", "1vlWE7G6nbwnqh-J4nz4oD-CBYKQdg_I-"),
+    "pspnet_mobile_mamba_b4_80k_ade20k": _mobile("36.9", None, "20M", "1yU0vwcKhL3sopPS-3keeAwSBQjD8m_OX"),
+    "upernet_mamba2d_nano_160k_ade20k": _mamba2d("43.1", "43.1", "34M", "M2D-N-upernet.pth"),
+    "upernet_mamba2d_tiny_160k_ade20k": _mamba2d("48.9", "49.3", "53M", "M2D-T-upernet.pth"),
+    "upernet_mamba2d_small_160k_ade20k": _mamba2d("51.7", "51.8", "77M", "M2D-S-upernet.pth"),
     "segformer_vmamba_tiny_s1l8_160k_ade20k": _OURS,
     "segformer_vmamba_tiny_s1l8_160k_cityscapes": _OURS,
 }

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import visionssm
 from tests.tolerances import TOLERANCES
 from visionssm.checkpoints import CheckpointError
-from visionssm.integrations.openmmlab import SimplePyramid, VisionSSM
+from visionssm.integrations.openmmlab import VisionSSM
 from visionssm.integrations.openmmlab_adapter import DeformableAttention, VisionSSMAdapter
+from visionssm.integrations.openmmlab_necks import FinerFPN, SimplePyramid
 
 SMALL = visionssm.list_models("*_nano", task="classification")
 SIZE = (67, 93)  # odd, not square, no multiple of any stride
@@ -190,6 +191,37 @@ def test_pyramid_neck(outs: int) -> None:
     assert neck.channels == [32] * outs
     with pytest.raises(ValueError, match="num_outs must be at least"):
         SimplePyramid(96, num_outs=2)
+
+
+@pytest.mark.parametrize(("coarser", "extra"), [("pool", False), ("conv", "on_input")])
+def test_finer_neck_without_finer_levels_is_mmdetections(coarser: str, extra: bool | str) -> None:
+    theirs = MODELS.build(
+        {"type": "mmdet.FPN", "in_channels": [8, 12], "out_channels": 16, "num_outs": 4, "add_extra_convs": extra}
+    )
+    ours = FinerFPN([8, 12], 16, num_finer=0, num_outs=4, coarser=coarser)
+    ours.load_state_dict(theirs.state_dict())
+    maps = [torch.randn(1, 8, 9, 13), torch.randn(1, 12, 5, 7)]
+    for level, wanted in zip(ours(maps), theirs(maps), strict=True):
+        torch.testing.assert_close(level, wanted, **TOLERANCES[torch.float32])
+
+
+def test_finer_neck_halves_the_stride_of_its_first_map() -> None:
+    neck = FinerFPN([8, 12, 20], 16, num_finer=2, num_outs=6)
+    maps = [torch.randn(1, width, 8 >> i, 12 >> i) for i, width in enumerate((8, 12, 20))]
+    levels = neck(maps)
+    assert [tuple(level.shape) for level in levels] == [(1, 16, 64 >> i, 96 >> i) for i in range(1, 4)] + [
+        (1, 16, 4, 6), (1, 16, 2, 3), (1, 16, 1, 2)]  # fmt: skip
+    first = neck.lateral_convs[0](maps[0]) + F.interpolate(
+        neck.lateral_convs[1](maps[1]) + F.interpolate(neck.lateral_convs[2](maps[2]), scale_factor=2), scale_factor=2
+    )
+    middle = neck.extra_trans_convs[0]["conv"](first)
+    wanted = neck.extra_fpn_convs[0](neck.extra_trans_convs[1]["conv"](middle)), neck.extra_fpn_convs[1](middle)
+    for level, expected in zip(levels, wanted, strict=False):
+        torch.testing.assert_close(level, expected, **TOLERANCES[torch.float32])
+    with pytest.raises(ValueError, match=r"at least 3 maps \+ 2 finer, got 4"):
+        FinerFPN([8, 12, 20], 16, num_finer=2, num_outs=4)
+    with pytest.raises(ValueError, match="'pool' or 'conv', got 'max'"):
+        FinerFPN([8], 16, num_finer=1, num_outs=2, coarser="max")
 
 
 def test_adapter_gives_four_strides_and_trains_all_that_it_has() -> None:

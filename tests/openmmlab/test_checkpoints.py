@@ -46,6 +46,10 @@ FAMILIES = {
     "local_vmamba_tiny": ("local_vmamba/tiny", outnorms(96, 192, 384, 768)),
     "spatial_mamba_tiny": ("spatial_mamba/tiny", outnorms(64, 128, 256, 512)),
     "msvmamba_tiny": ("msvmamba/tiny", outnorms(96, 192, 384, 768)),
+    "efficient_vmamba_tiny": ("efficient_vmamba/tiny", outnorms(48, 96, 192, 384)),
+    "vssd_micro": ("vssd/micro", outnorms(48, 96, 192, 384)),
+    "mamba2d_nano": ("mamba2d/nano", {}),
+    "mobile_mamba_b1": ("mobile_mamba/b1", {}),
 }
 
 
@@ -67,13 +71,23 @@ def test_hierarchical_detectors(name: str) -> None:
         state = {old_names(key): value for key, value in state.items()}
     wanted = convert(published(case), visionssm.create_model(name))
     for load in (nn.Module.load_state_dict, load_state_dict):
-        detector = nn.ModuleDict({"backbone": VisionSSM(name)})
+        detector = nn.ModuleDict({"backbone": VisionSSM(name, out_norm="layer" if norms else "none")})
         load(detector, {f"backbone.{key}": value for key, value in state.items()}, strict=True)
         backbone = detector["backbone"]
         loaded = {key: value for key, value in backbone.model.state_dict().items() if not key.endswith("_tracked")}
         assert all(torch.equal(value, wanted[key]) for key, value in loaded.items())
-        for i in range(4):
+        for i in range(len(norms)):
             assert torch.equal(backbone.out_norms[i].weight, state[f"outnorm{i}.weight"])
+
+
+def test_stages_that_are_not_read_are_left_out() -> None:
+    """The published SSDLite holds its backbone's last stage; what belongs to no stage is still an error."""
+    state = {f"backbone.{key}": value for key, value in dense("mobile_mamba/b1", {}).items()}
+    detector = nn.ModuleDict({"backbone": VisionSSM("mobile_mamba_b1", out_indices=(0, 1), out_norm="none")})
+    assert any(key.startswith("backbone.blocks3.4.") for key in state)
+    detector.load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"1 unexpected: blocks4\.0\.weight"):
+        detector.load_state_dict({**state, "backbone.blocks4.0.weight": torch.rand(1)})
 
 
 def test_plain_segmentors() -> None:

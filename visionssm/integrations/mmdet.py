@@ -3,16 +3,17 @@
     custom_imports = dict(imports=["visionssm.integrations.mmdet"])
     model = dict(backbone=dict(type="VisionSSM", name="vmamba_tiny_s1l8"), ...)
 
-Registers `VisionSSM`, `VisionSSMAdapter`, the neck `SimplePyramid` and the optimizer constructor `VisionSSMLayerDecay` with
-MMEngine, where MMDetection finds them. Needs the extra `visionssm[openmmlab]`.
+Registers `VisionSSM`, `VisionSSMAdapter`, the necks `SimplePyramid` and `FinerFPN`, and the optimizer constructor
+`VisionSSMLayerDecay` with MMEngine, where MMDetection finds them. Needs the extra `visionssm[openmmlab]`.
 """
 
 from ._openmmlab_packages import require
 
 require("mmdet", "MMDetection")
 
-from .openmmlab import SimplePyramid, VisionSSM  # noqa: E402
+from .openmmlab import VisionSSM  # noqa: E402
 from .openmmlab_adapter import VisionSSMAdapter  # noqa: E402
+from .openmmlab_necks import FinerFPN, SimplePyramid  # noqa: E402
 from .openmmlab_optim import VisionSSMLayerDecay  # noqa: E402
 
-__all__ = ["SimplePyramid", "VisionSSM", "VisionSSMAdapter", "VisionSSMLayerDecay"]
+__all__ = ["FinerFPN", "SimplePyramid", "VisionSSM", "VisionSSMAdapter", "VisionSSMLayerDecay"]

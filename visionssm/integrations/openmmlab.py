@@ -13,26 +13,23 @@ Legend: B batch, C channels, (H, W) size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from timm.layers import LayerNorm2d
 from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
 import visionssm
 from visionssm.checkpoints import CheckpointError
 from visionssm.checkpoints.load import check, convert
-from visionssm.layers import HierarchicalModel, PlainModel, SimpleFeaturePyramid
+from visionssm.layers import HierarchicalModel, PlainModel
 from visionssm.mixers.schedule import ScanChoice
 
-__all__ = ["BackboneModule", "SimplePyramid", "VisionSSM"]
-
-MODELS.register_module(name="LayerNorm2d", module=LayerNorm2d)  # of NCHW maps over channels: the norm of ViTDet's heads
+__all__ = ["BackboneModule", "VisionSSM"]
 
 
 class BackboneModule(BaseModule):
@@ -85,8 +82,10 @@ class BackboneModule(BaseModule):
 
     def finish(self, *, depth: int, keep_norm: bool) -> None:
         """Drops what gives no feature: later stages, the head, the last norm unless it is kept. Freezes what shall be frozen."""
+        whole = set(self.model.state_dict())
         self.model.prune_intermediate_layers([depth - 1], prune_norm=not keep_norm)
         self.model.head = nn.Identity()
+        self._cut = whole - set(self.model.state_dict())
         for module in self.model.modules():
             if hasattr(
                 module, "state_norm"
@@ -153,6 +152,8 @@ class BackboneModule(BaseModule):
     def published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of the authors' backbone in our names and shapes; may leave names as they are that are ours already.
 
+        Stages that give no map here are left out, and a classifier.
+
         Args:
             state: what a published file holds under "backbone.".
 
@@ -163,6 +164,7 @@ class BackboneModule(BaseModule):
         inner = convert({key: value for key, value in state.items() if key not in norms}, self.model)
         resize = getattr(self.model, "resize_position_tables", None)
         inner = inner if resize is None else resize(inner)
+        inner = {key: value for key, value in inner.items() if key not in self._cut}
         check(inner, self.model, "the checkpoint's backbone")
         result = {f"model.{key}": value for key, value in inner.items()}
         result.update({new: state[key] for key, new in norms.items()})
@@ -261,48 +263,6 @@ class VisionSSM(BackboneModule):
         if kind != "outnorm_":
             number = self.out_indices.index(number) if number in self.out_indices else len(self.out_indices)
         return f"out_norms.{number}.{tensor}"
-
-
-@MODELS.register_module()
-class SimplePyramid(BaseModule):
-    """A neck for plain backbones: maps of several strides from their last one, as ViTDet does (arXiv 2203.16527).
-
-    Args:
-        in_channels: channels of the map.
-        out_channels: channels of every level; None leaves the channels to what doubling gives.
-        stride: of the map.
-        strides: of the levels, apart from the map's own by powers of two.
-        num_outs: levels in all; further ones halve the last. None for as many as `strides`.
-        init_cfg: MMEngine's.
-
-    Raises:
-        ValueError: `num_outs` is less than the number of strides.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int | None = None,
-        *,
-        stride: int = 16,
-        strides: Sequence[int] = (4, 8, 16, 32),
-        num_outs: int | None = None,
-        init_cfg: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(init_cfg=None if init_cfg is None else dict(init_cfg))
-        self.extra = 0 if num_outs is None else num_outs - len(strides)
-        if self.extra < 0:
-            raise ValueError(f"num_outs must be at least the number of strides, {len(strides)}, got {num_outs}")
-        self.pyramid = SimpleFeaturePyramid(in_channels, out_channels, [stride / wanted for wanted in strides])
-        self.channels = [*self.pyramid.num_features, *self.pyramid.num_features[-1:] * self.extra]
-
-    def forward(self, maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """Maps of the backbone, of which the last counts -> one map per level."""
-        *_, x = maps
-        levels = self.pyramid(x)
-        for _ in range(self.extra):
-            levels.append(levels[-1][:, :, ::2, ::2])
-        return tuple(levels)
 
 
 def _accept_published(module: BackboneModule, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
