@@ -250,8 +250,12 @@ SEGMENTATION: dict[str, Row] = {
     "upernet_vssd_small_160k_ade20k": _NO_FIGURES,
     "upernet_group_mamba_tiny_160k_ade20k": _paper("48.6", "49.2", "2407.13772", params="49M"),
     "fpn_mobile_mamba_b4_160k_ade20k": _mobile("42.5", None, "20M", "109TnG4OZCHtEMxC4GJkoARAO_n6cWRzD"),
-    "deeplabv3_mobile_mamba_b4_80k_ade20k": _mobile("36.6", None, "23M", "1vlWE7G6nbwnqh-J4nz4oD-CBYKQdg_I-"),
-    "pspnet_mobile_mamba_b4_80k_ade20k": _mobile("36.9", None, "20M", "1yU0vwcKhL3sopPS-3keeAwSBQjD8m_OX"),
+    "deeplabv3_mobile_mamba_b4_80k_ade20k": _mobile(
+        "36.6", None, "23M", "1vlWE7G6nbwnqh-J4nz4oD-CBYKQdg_I-", "printed with 23.4M parameters; it has 23.8M"
+    ),
+    "pspnet_mobile_mamba_b4_80k_ade20k": _mobile(
+        "36.9", None, "20M", "1yU0vwcKhL3sopPS-3keeAwSBQjD8m_OX", "printed with 20.5M parameters; it has 21.4M"
+    ),
     "upernet_mamba2d_nano_160k_ade20k": _mamba2d("43.1", "43.1", "34M", "M2D-N-upernet.pth"),
     "upernet_mamba2d_tiny_160k_ade20k": _mamba2d("48.9", "49.3", "53M", "M2D-T-upernet.pth"),
     "upernet_mamba2d_small_160k_ade20k": _mamba2d("51.7", "51.8", "77M", "M2D-S-upernet.pth"),

@@ -182,6 +182,26 @@ def test_a_corrupt_image_is_named(task: str, scenes: Path, monkeypatch, tmp_path
         run(f"train_{task}", monkeypatch, *command(task, broken, tmp_path / "run"))
 
 
+def test_label_maps_of_more_classes(scenes: Path, monkeypatch, tmp_path: Path) -> None:
+    other = tmp_path / "scenes"
+    shutil.copytree(scenes, other)
+    for path in (other / "annotations" / "training").iterdir():
+        Image.fromarray(np.full((128, 128), 31, np.uint8)).save(path)
+    with pytest.raises(SystemExit, match=r"error: a label map holds class 30, which the config's classes do not reach"):
+        run("train_segmentation", monkeypatch, *command("segmentation", other, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("lost", ["annotations/training/0003.png", "images/training"])
+def test_missing_files_of_segmentors(lost: str, scenes: Path, monkeypatch, tmp_path: Path) -> None:
+    other = tmp_path / "scenes"
+    shutil.copytree(scenes, other)
+    path = other / lost
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    with pytest.raises(SystemExit, match=rf"error: .*{lost}") as caught:
+        run("train_segmentation", monkeypatch, *command("segmentation", other, tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_config_of_the_other_task(monkeypatch, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="is for segmentation; this is for detection"):
         run("train_detection", monkeypatch, CONFIGS["segmentation"], "--work-dir", tmp_path)

@@ -148,6 +148,14 @@ def _readable() -> Iterator[None]:
         raise DataError(f"annotations that are not JSON: {error}") from error
     except CheckpointError as error:
         raise UserError(str(error)) from error
+    except IndexError as error:
+        found = re.search(r"Target (\d+) is out of bounds", str(error))
+        if found is None:
+            raise
+        raise DataError(
+            f"a label map holds class {found[1]}, which the config's classes do not reach: set metainfo.classes and "
+            "num_classes of every head, or reduce_zero_label"
+        ) from error
     except Exception as error:
         found = re.search(r"(failed to load image: [^\n'\"]+|cannot identify image file [^\n]+)", str(error))
         if found is None:
