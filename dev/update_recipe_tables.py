@@ -66,8 +66,8 @@ def _msvmamba(first: str, second: str | None, params: str, folder: str) -> Row:
     return Row(figures=(first, second), params=params, weights=FOLDER + folder, source="YuHengsss/MSVMamba@c394019")
 
 
-def _vssd(first: str, second: str, params: str, file: str) -> Row:
-    return Row(figures=(first, second), params=params, weights=VSSD + file, source="YuHengsss/VSSD@87b753b")
+def _vssd(first: str, second: str, params: str, file: str, note: str = "") -> Row:
+    return Row(figures=(first, second), params=params, weights=VSSD + file, source="YuHengsss/VSSD@87b753b", note=note)
 
 
 def _mobile(first: str, second: str | None, params: str | None, file: str, note: str = "") -> Row:
@@ -240,15 +240,27 @@ SEGMENTATION: dict[str, Row] = {
     "upernet_local_vim_small_160k_ade20k": _paper("46.4", "47.5", "2403.09338"),
     "upernet_vim_tiny_60k_ade20k": _paper("41.0", None, "2401.09417"),
     "upernet_vim_small_60k_ade20k": _paper("44.9", None, "2401.09417"),
-    "upernet_efficient_vmamba_tiny_160k_ade20k": _paper("38.9", "39.3", "2403.09977", params="14M"),
-    "upernet_efficient_vmamba_small_160k_ade20k": _paper("41.5", "42.1", "2403.09977", params="29M"),
+    "upernet_efficient_vmamba_tiny_160k_ade20k": _paper(
+        "38.9", "39.3", "2403.09977", params="14M", note="printed with 14M parameters; it has 35.4M"
+    ),
+    "upernet_efficient_vmamba_small_160k_ade20k": _paper(
+        "41.5", "42.1", "2403.09977", params="29M", note="printed with 29M parameters; it has 41.1M"
+    ),
     "upernet_efficient_vmamba_base_160k_ade20k": _paper("46.5", "47.3", "2403.09977", params="65M"),
     "upernet_vssd_micro_160k_ade20k": _vssd(
         "45.6", "46.0", "42M", "upernet_vssd_final_4xb4-160k_ade20k-512x512_micro.pth"
     ),
-    "upernet_vssd_tiny_160k_ade20k": _vssd("47.9", "48.7", "53M", "upernet_vssd_4xb4-160k_ade20k-512x512_tiny.pth"),
+    "upernet_vssd_tiny_160k_ade20k": _vssd(
+        "47.9",
+        "48.7",
+        "53M",
+        "upernet_vssd_4xb4-160k_ade20k-512x512_tiny.pth",
+        "printed with 53M parameters; it has 54.1M",
+    ),
     "upernet_vssd_small_160k_ade20k": _NO_FIGURES,
-    "upernet_group_mamba_tiny_160k_ade20k": _paper("48.6", "49.2", "2407.13772", params="49M"),
+    "upernet_group_mamba_tiny_160k_ade20k": _paper(
+        "48.6", "49.2", "2407.13772", params="49M", note="printed with 49M parameters; it has 50.6M"
+    ),
     "fpn_mobile_mamba_b4_160k_ade20k": _mobile("42.5", None, "20M", "109TnG4OZCHtEMxC4GJkoARAO_n6cWRzD"),
     "deeplabv3_mobile_mamba_b4_80k_ade20k": _mobile(
         "36.6", None, "23M", "1vlWE7G6nbwnqh-J4nz4oD-CBYKQdg_I-", "printed with 23.4M parameters; it has 23.8M"
@@ -257,8 +269,8 @@ SEGMENTATION: dict[str, Row] = {
         "36.9", None, "20M", "1yU0vwcKhL3sopPS-3keeAwSBQjD8m_OX", "printed with 20.5M parameters; it has 21.4M"
     ),
     "upernet_mamba2d_nano_160k_ade20k": _mamba2d("43.1", "43.1", "34M", "M2D-N-upernet.pth"),
-    "upernet_mamba2d_tiny_160k_ade20k": _mamba2d("48.9", "49.3", "53M", "M2D-T-upernet.pth"),
-    "upernet_mamba2d_small_160k_ade20k": _mamba2d("51.7", "51.8", "77M", "M2D-S-upernet.pth"),
+    "upernet_mamba2d_tiny_160k_ade20k": _mamba2d("48.9", "49.3", "53", "M2D-T-upernet.pth"),
+    "upernet_mamba2d_small_160k_ade20k": _mamba2d("51.7", "51.8", "77", "M2D-S-upernet.pth"),
     "segformer_vmamba_tiny_s1l8_160k_ade20k": _OURS,
     "segformer_vmamba_tiny_s1l8_160k_cityscapes": _OURS,
 }

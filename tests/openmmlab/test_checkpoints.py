@@ -90,6 +90,33 @@ def test_stages_that_are_not_read_are_left_out() -> None:
         detector.load_state_dict({**state, "backbone.blocks4.0.weight": torch.rand(1)})
 
 
+def test_published_classifiers_to_start_from(tmp_path: Path) -> None:
+    path = tmp_path / "classifier.ckpt"
+    torch.save({"state_dict": published("mamba2d/nano"), "epoch": 300}, path)
+    backbone = VisionSSM("mamba2d_nano", out_norm="none", init_cfg={"type": "Pretrained", "checkpoint": str(path)})
+    backbone.init_weights()
+    wanted = convert(published("mamba2d/nano"), visionssm.create_model("mamba2d_nano"))
+    assert all(torch.equal(value, wanted[key]) for key, value in backbone.model.state_dict().items())
+
+
+def test_a_whole_published_detector(tmp_path: Path) -> None:
+    """Backbone in the authors' names, neck and heads in MMDetection's, in one training file."""
+    config = open_config(ROOT / "configs/detection/ssdlite_mobile_mamba_b1_320.py", "detection")
+    config.model.backbone.pop("init_cfg")
+    heads = {k: v for k, v in build_model(config, "detection").state_dict().items() if not k.startswith("backbone.")}
+    state = {f"backbone.{key}": value for key, value in dense("mobile_mamba/b1", {}).items()}
+    path = tmp_path / "ssdlite.pth"
+    torch.save({"meta": {"epoch": 120}, "state_dict": {**state, **heads}}, path)
+    model = build_model(config, "detection")
+    assert load_weights(model, path) == []
+    init_default_scope("mmengine")
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in heads.items())
+    wanted = convert(published("mobile_mamba/b1"), visionssm.create_model("mobile_mamba_b1"))
+    backbone = {k.removeprefix("backbone.model."): v for k, v in loaded.items() if k.startswith("backbone.model.")}
+    assert all(torch.equal(value, wanted[key]) for key, value in backbone.items() if not key.endswith("_tracked"))
+
+
 def test_plain_segmentors() -> None:
     """PlainMamba counts blocks and keeps its last norm; LocalVim counts outputs, and holds rotary tables of another size."""
     state = {key.removeprefix("backbone."): value for key, value in published("plain_mamba/plain_mamba_l1").items()}
