@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.mask import decode
 
 from visionssm.data.digit_scenes import SceneSettings, write_digit_scenes
 
@@ -106,7 +107,9 @@ def test_prediction_draws_and_writes_figures(trained, scenes: Path, monkeypatch,
             assert labels.shape == (128, 128)
             assert labels.max() <= 10
     if task == "detection":
-        assert all(set(o) == {"class", "score", "box"} for entry in found for o in entry["objects"])
+        objects = [o for entry in found for o in entry["objects"]]
+        assert all(set(o) == {"class", "score", "box", "segmentation"} for o in objects)
+        assert all(decode(o["segmentation"]).shape == (128, 128) for o in objects)
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(trained, scenes: Path, monkeypatch) -> None:

@@ -106,7 +106,7 @@ class Found:
     """What was found in one image.
 
     Args:
-        summary: for JSON.
+        summary: for JSON; boxes as (x1, y1, x2, y2) in the image's pixels, masks as COCO's run lengths.
         counts: objects, or the share of pixels, by class.
         labels: (H, W) uint8 class per pixel, of a segmentor.
     """
@@ -172,9 +172,19 @@ class Finder:
         names = [self.classes[int(label)] for label in found.classes]
         assert found.scores is not None
         rows = zip(names, found.scores.tolist(), found.boxes.tolist(), strict=True)
-        objects = [{"class": name, "score": score, "box": box} for name, score, box in rows]
+        objects: list[dict[str, Any]] = [{"class": name, "score": score, "box": box} for name, score, box in rows]
+        for entry, mask in zip(objects, () if found.masks is None else found.masks, strict=False):
+            entry["segmentation"] = _run_lengths(mask)
         picture = draw_instances(image, found, self.classes)
         return picture, Found(summary={"objects": objects}, counts=dict(Counter(names)))
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W) in COCO's compressed form."""
+    from pycocotools.mask import encode
+
+    code = encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(code["size"]), "counts": code["counts"].decode()}
 
 
 def draw_examples(runner: Any, task: Task, path: str | Path, *, count: int, threshold: float = 0.3) -> None:
