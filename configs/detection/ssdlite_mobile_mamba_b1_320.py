@@ -6,8 +6,8 @@ The authors' classifier weights must be fetched by hand: give the file as init_c
 
 _base_ = __import__("mmdet").__path__[0] + "/.mim/configs/ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py"
 
-custom_imports = dict(imports=["visionssm.integrations.mmdet"])
-channels = (200, 376, 512, 256, 256, 128)
+custom_imports = dict(imports=["visionssm.integrations.mmdet", "visionssm.integrations.openmmlab_ssd"])
+channels = [200, 376, 512, 256, 256, 128]
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -20,7 +20,7 @@ model = dict(
         init_cfg=dict(type="Pretrained", checkpoint="mobile_mamba_b1.in1k"),
     ),
     neck=dict(in_channels=channels[:2], out_channels=channels),
-    bbox_head=dict(in_channels=channels),
+    bbox_head=dict(type="SSDLiteHead", in_channels=channels),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-5, by_epoch=False, begin=0, end=500),
