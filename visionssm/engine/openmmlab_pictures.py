@@ -183,7 +183,7 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
     """A mask (H, W) in COCO's compressed form."""
     from pycocotools.mask import encode
 
-    code = encode(np.asfortranarray(mask, np.uint8))
+    code: Any = encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(code["size"]), "counts": code["counts"].decode()}
 
 
