@@ -5,6 +5,7 @@ python tools/benchmark_models.py vim_tiny --device cuda --precision bfloat16 --b
 python tools/benchmark_models.py segmamba_brats2023 --resolutions 64 96 128 --modes inference training checkpointed
 python tools/benchmark_models.py configs/detection/mask_rcnn_*_1x.py --no-baselines --resolutions 1024
 python tools/benchmark_models.py --targets        one image, float32, CPU, against the loop over the scan's steps; 1 training step
+python tools/benchmark_models.py --targets mambair_light_x2 segmamba_brats2023 --repetitions 2 --warmup 1
 python tools/benchmark_models.py --zoo --json zoo.json --accuracy-plot zoo.png      every published classifier; goes on if cut off
 
 The baselines swin_tiny, convnext_tiny, deit_tiny, deit_small and mambaout_tiny run along with classifiers, MONAI's swin_unetr
@@ -26,8 +27,9 @@ from visionssm.analysis import CONVENTIONS
 from visionssm.analysis.baselines import fitting_baselines
 from visionssm.analysis.speed import MODES, Mode, Result, Setting, limit_memory, measure, resolve_models
 from visionssm.analysis.speed_report import (
-    TARGETS,
+    Target,
     chosen_modes,
+    chosen_targets,
     loop_ratios,
     to_accuracy_plot,
     to_csv,
@@ -45,6 +47,13 @@ def positive(text: str) -> int:
     return value
 
 
+def whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -59,7 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--targets",
         action="store_true",
-        help="only what has a target: loops over steps and training steps take minutes",
+        help="only what has a target, of the models if some are named: loops over steps and training steps take minutes",
     )
     parser.add_argument(
         "--zoo",
@@ -80,7 +89,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="images per pass of inference and training (default 8; zoo: 4; volumes and targets: 1)",
     )
     parser.add_argument("--repetitions", type=positive, default=5)
-    parser.add_argument("--warmup", type=positive, default=2)
+    parser.add_argument("--warmup", type=whole, default=2)
     parser.add_argument("--json", metavar="FILE", type=Path)
     parser.add_argument("--csv", metavar="FILE", type=Path)
     parser.add_argument("--plots", metavar="FOLDER", type=Path, help="PNG files; needs matplotlib")
@@ -116,11 +125,13 @@ def main() -> None:
     def run(names: Sequence[str], resolutions: Sequence[int], modes: Sequence[Mode]) -> list[Result]:
         return measure(names, resolutions, modes, setting, report=say)
 
+    targets: tuple[Target, ...] = ()
     try:
         if args.device == "cpu":
             limit_memory()
         if args.targets:
-            results = [r for target in TARGETS for r in run(target.models, [target.resolution], target.modes)]
+            targets = chosen_targets(args.models)
+            results = [r for target in targets for r in run(target.models, [target.resolution], target.modes)]
         elif args.zoo:
             modes = chosen_modes(args.modes, loop=args.loop)
             parts = zoo_parts(resolve_models(args.models) if args.models else None)
@@ -136,7 +147,7 @@ def main() -> None:
     )
     print(to_table(results))
     print(f"MACs: {CONVENTIONS['macs']}.\nFLOPs: {CONVENTIONS['papers']}.")
-    for target in TARGETS if args.targets else ():
+    for target in targets:
         print(*target.verdicts(results), sep="\n")
     for model, resolution, ratio in () if args.targets else loop_ratios(results):
         print(f"{model} at {resolution}: {ratio:.1f} times as fast as with the per-step loop")

@@ -69,7 +69,8 @@ def test_gradients(case: Case, backend: str) -> None:
     for name, wanted in case.grads.items():
         gradient = published[name].grad
         assert gradient is not None, f"no gradient reaches {name}"
-        bound = getattr(tolerances, FAMILIES[case.family].gradients) * max(wanted["norm"], 1e-6)
-        assert abs(gradient.norm().item() - wanted["norm"]) <= bound, name
+        bound = tolerances.PUBLISHED_GRADIENTS * max(wanted["norm"], 1e-6)
+        norm = gradient.double().norm().item()  # float32 sums of 8 million squares are off by more than the bound
+        assert abs(norm - wanted["norm"]) <= bound, name
         head = gradient.flatten()[: len(wanted["head"])].numpy()
         assert np.abs(head - np.asarray(wanted["head"])).max() <= bound, name

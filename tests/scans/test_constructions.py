@@ -151,6 +151,12 @@ def cubes(D: int, H: int, W: int) -> list[list[slow.Cell | None]]:
     return [path]
 
 
+def windows_in_slices(D: int, H: int, W: int, side: int) -> list:
+    cells = [(d, h, w) for d in range(D) for h in range(H) for w in range(W)]
+    path = sorted(cells, key=lambda cell: (cell[0], cell[1] // side, cell[2] // side, *cell))
+    return [path, back(path)]
+
+
 VOLUMES = {
     ("raster", ()): lambda *s: [d_h_w(*s, "dhw")],
     ("cross", ()): lambda *s: [p for f in (list, back) for o in ("dhw", "hwd", "wdh") for p in [f(d_h_w(*s, o))]],
@@ -159,6 +165,7 @@ VOLUMES = {
     ("tri_orientated", ()): tri_orientated,
     ("snake", ()): snake_of_snakes,
     ("window", (("directions", ("w2",)),)): cubes,
+    ("slice_window", (("side", 3),)): lambda *s: windows_in_slices(*s, 3),
     ("slices", ()): lambda *s: [d_h_w(*s, "dhw"), d_h_w(*s, "hwd"), d_h_w(*s, "wdh")],
 }
 

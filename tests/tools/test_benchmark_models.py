@@ -115,6 +115,14 @@ def test_what_is_said_of_targets() -> None:
     assert target.verdicts(results[1:]) == ["a at 64: not measured"]
 
 
+def test_targets_of_some_models() -> None:
+    chosen = speed_report.chosen_targets(["segmamba_brats2023", "vim_tiny"])
+    assert [target.model for target in chosen] == ["vim_tiny", "segmamba_brats2023"]
+    assert speed_report.chosen_targets([]) == speed_report.TARGETS
+    with pytest.raises(ValueError, match=r"vim_small has no target: choose of vim_tiny, "):
+        speed_report.chosen_targets(["vim_tiny", "vim_small"])
+
+
 def test_what_cannot_run_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     original = speed._one_pass
 

@@ -16,6 +16,7 @@ __all__ = [
     "TARGETS",
     "Target",
     "chosen_modes",
+    "chosen_targets",
     "loop_ratios",
     "to_accuracy_plot",
     "to_csv",
@@ -89,6 +90,19 @@ TARGETS = (
     Target(model="mambair_light_x2", resolution=64, loop=10, train=True),
     Target(model="segmamba_brats2023", resolution=64, loop=8, beside="swin_unetr", times=2, train=True),
 )
+
+
+def chosen_targets(models: Sequence[str]) -> tuple[Target, ...]:
+    """The targets of these models, or all.
+
+    Raises:
+        ValueError: a model has none.
+    """
+    known = [target.model for target in TARGETS]
+    for name in models:
+        if name not in known:
+            raise ValueError(f"{name} has no target: choose of {', '.join(known)}")
+    return tuple(target for target in TARGETS if not models or target.model in models)
 
 
 def loop_ratios(results: Sequence[Result]) -> list[tuple[str, int, float]]:

@@ -306,14 +306,38 @@ class ScanEncoder(nn.Module, BaseEncoder):
         return [len(sizes["dims"]) for sizes in _ND.values()]
 
 
-_BACKBONES = {  # channels of the first stage
-    "vmamba_nano": 32,
-    "vmamba_tiny_s1l8": 96,
-    "vmamba_small_s1l20": 96,
-    "vmamba_base_s1l20": 128,
-    "vmamba_tiny_s2l5": 96,
-    "vmamba_small_s2l15": 96,
-    "vmamba_base_s2l15": 128,
+def _doubling(dim: int) -> tuple[int, ...]:
+    return tuple(dim << i for i in range(4))
+
+
+_BACKBONES: dict[str, tuple[int, ...]] = {  # channels of the stages
+    "vmamba_nano": _doubling(32),
+    "vmamba_tiny_s1l8": _doubling(96),
+    "vmamba_tiny_s2l5": _doubling(96),
+    "vmamba_small_s1l20": _doubling(96),
+    "vmamba_small_s2l15": _doubling(96),
+    "vmamba_base_s1l20": _doubling(128),
+    "vmamba_base_s2l15": _doubling(128),
+    "local_vmamba_tiny": _doubling(96),
+    "local_vmamba_small": _doubling(96),
+    "spatial_mamba_tiny": _doubling(64),
+    "spatial_mamba_small": _doubling(64),
+    "spatial_mamba_base": _doubling(96),
+    "efficient_vmamba_tiny": _doubling(48),
+    "efficient_vmamba_small": _doubling(64),
+    "efficient_vmamba_base": _doubling(96),
+    "msvmamba_nano": _doubling(48),
+    "msvmamba_micro": _doubling(64),
+    "msvmamba_tiny": _doubling(96),
+    "group_mamba_tiny": (64, 128, 348, 448),
+    "group_mamba_small": (64, 128, 348, 512),
+    "group_mamba_base": (96, 192, 424, 512),
+    "vssd_micro": _doubling(48),
+    "vssd_tiny": _doubling(64),
+    "vssd_small": _doubling(64),
+    "vssd_base": _doubling(96),
+    "mamba2d_tiny": (64, 128, 320, 512),
+    "mamba2d_small": (96, 192, 384, 576),
 }
 
 
@@ -369,7 +393,7 @@ class BackboneEncoder(nn.Module, BaseEncoder):
     @classmethod
     def num_channels_per_output(cls) -> list[tuple[int, ...]]:
         """Channels of the maps of each name."""
-        return [(dim // 2, dim, 2 * dim, 4 * dim, 8 * dim) for dim in _BACKBONES.values()]
+        return [(channels[0] // 2, *channels) for channels in _BACKBONES.values()]
 
     @classmethod
     def num_outputs(cls) -> list[int]:

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .base import ScanOrder, grid
+from .raster import with_reversed
 from .registry import register_scan
 
-__all__ = ["Window", "WindowColumnFirst"]
+__all__ = ["SliceWindow", "Window", "WindowColumnFirst"]
 
 _DIRECTION = re.compile(r"(?:h|v|w([1-9]\d*))(?:_flip)?")
 
@@ -131,3 +132,29 @@ class WindowColumnFirst(ScanOrder):
     def paths(self, size: tuple[int, ...]) -> list[Tensor]:
         image = grid(size).permute(*reversed(range(len(size))))
         return [_read(image, direction) for direction in self.directions]
+
+
+@register_scan("slice_window")
+class SliceWindow(ScanOrder):
+    """Slice by slice along the first axis, window by window inside a slice, raster in both, and the reversal of it.
+
+    For volumes whose slices lie further apart than their pixels. Windows that the lower or right edge cuts are smaller, so
+    nothing is padded. In 2D these are the windows of the image.
+
+    Args:
+        side: of a window.
+    """
+
+    side: int = 4
+
+    ndims = (3, 2)
+    num_routes = 2
+
+    def check(self) -> None:
+        if self.side < 1:
+            raise ValueError(f"scan 'slice_window': side={self.side!r} must be 1 or more")
+
+    def paths(self, size: tuple[int, ...]) -> list[Tensor]:
+        slices = grid(size).view(-1, *size[-2:])
+        windows = [w.flatten(1) for rows in slices.split(self.side, 1) for w in rows.split(self.side, 2)]
+        return with_reversed([torch.cat(windows, 1).flatten()])
