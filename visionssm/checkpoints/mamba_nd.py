@@ -91,10 +91,10 @@ VOLUME_LAYOUT = Layout(
 
 def _as_clip(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Positions of a clip as a map; a file does not say of how many frames, so they must be the model's."""
-    positions, ours = state.get("encoder.pos_embed"), model.encoder.pos_embed  # pyright: ignore[reportAttributeAccessIssue]
+    positions, ours = state.get("encoder.pos_embed"), model.get_parameter("encoder.pos_embed")
     if positions is None or positions.ndim != 3:
         return state
-    grid = tuple(ours.shape[2:])  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType, reportCallIssue]
+    grid = tuple(ours.shape[2:])
     if math.prod(grid) != positions.shape[1]:
         raise CheckpointError(f"positions of {positions.shape[1]} patches, but img_size and patch_size make {grid}")
     return {**state, "encoder.pos_embed": positions.unflatten(1, grid).movedim(-1, 1)}
