@@ -7,6 +7,7 @@ Usable alone: imports torch, numba and triton, never `visionssm`.
 """
 
 from .backends import backends, use_backend
+from .bidirectional import locally_bidirectional_scan
 from .noncausal import noncausal_ssd
 from .ops import route_conv, routed_scan, selective_scan
 from .ssd import ssd_scan
@@ -16,6 +17,7 @@ from .wavefront import wavefront_scan
 __all__ = [
     "backends",
     "fuse_states",
+    "locally_bidirectional_scan",
     "noncausal_ssd",
     "route_conv",
     "routed_scan",

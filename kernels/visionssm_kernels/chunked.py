@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layout import kept_steps
 from .reference import finish, route_conv, step_inputs
 
 __all__ = ["route_conv", "routed_scan"]
@@ -33,6 +34,8 @@ def routed_scan(
     softplus: bool,
     merge: str,
     return_states: bool,
+    segment: int = 0,
+    phase: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """See `visionssm_kernels.routed_scan`; states are (B, L, K, D, N) or None."""
     u_BKTD, dt_BKTD, B_BKTN, C_BKTN = step_inputs(u, delta, B, C, bias, order, softplus)
@@ -49,9 +52,12 @@ def routed_scan(
 
     dt_S, input_S, B_S, C_S = cut(dt_BKTD), cut(dt_BKTD * u_BKTD), cut(B_BKTN), cut(C_BKTN)
     A_K1DN = A_KDN.unsqueeze(1)
+    kept_S = cut(kept_steps(steps, segment, phase, dt_BKTD).expand(1, 1, -1, -1)) if segment else None
 
     def step(h_BKGDN: Tensor, s: int) -> Tensor:
         decay = torch.exp(dt_S[s].unsqueeze(-1) * A_K1DN)
+        if kept_S is not None:
+            decay = decay * kept_S[s].unsqueeze(-1)
         return decay * h_BKGDN + input_S[s].unsqueeze(-1) * B_S[s].unsqueeze(-2)
 
     shape = (dt_BKTD.shape[0], A.shape[0], chunks, *A.shape[1:])
@@ -59,7 +65,10 @@ def routed_scan(
     for s in range(size):
         h = step(h, s)
     chunk_dt = torch.stack(dt_S, 0).sum(0)
-    decay_G = torch.exp(chunk_dt.unsqueeze(-1) * A_K1DN).unbind(2)
+    chunk_decay = torch.exp(chunk_dt.unsqueeze(-1) * A_K1DN)
+    if kept_S is not None:
+        chunk_decay = chunk_decay * torch.stack(kept_S, 0).prod(0).unsqueeze(-1)
+    decay_G = chunk_decay.unbind(2)
     local_G = h.unbind(2)
     start_G = [torch.zeros_like(local_G[0])]
     for g in range(chunks - 1):

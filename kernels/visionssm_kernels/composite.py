@@ -29,20 +29,26 @@ class Composite:
     def routed_scan_forward(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
         order: Tensor | None, softplus: bool, merge: str, save_checkpoints: bool, save_states: bool,
+        segment: int = 0, phase: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """y, no checkpoints, and the states if asked for."""
-        y, states = self.module.routed_scan(u, delta, A, B, C, D, bias, order, softplus, merge, save_states)
+        y, states = self.module.routed_scan(
+            u, delta, A, B, C, D, bias, order, softplus, merge, save_states, segment, phase
+        )
         nothing = A.new_empty(0, dtype=torch.float32)
         return y.contiguous(), nothing, nothing.clone() if states is None else states.float().contiguous()
 
     def routed_scan_backward(
         self, grad_y: Tensor, grad_states: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
         D: Tensor | None, bias: Tensor | None, order: Tensor | None, softplus: bool, merge: str, checkpoints: Tensor,
+        segment: int = 0, phase: int = 0,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         """The gradients of u, delta, A, B, C, D and bias."""
         inputs = [None if x is None else x.detach().requires_grad_() for x in (u, delta, A, B, C, D, bias)]
         with torch.enable_grad():
-            y, states = self.module.routed_scan(*inputs, order, softplus, merge, grad_states is not None)
+            y, states = self.module.routed_scan(
+                *inputs, order, softplus, merge, grad_states is not None, segment, phase
+            )
         outputs, grads = [y], [grad_y]
         if grad_states is not None:
             outputs, grads = [y, states], [grad_y, grad_states.to(states.dtype)]

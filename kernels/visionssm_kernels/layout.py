@@ -5,15 +5,22 @@ Legend: B batch, L image positions, D channels, K routes, T steps of a route.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["gather_steps", "scatter_steps"]
+__all__ = ["gather_steps", "kept_steps", "scatter_steps"]
 
 
 def _index(order: Tensor) -> tuple[Tensor, Tensor]:
     """A gather index (1 or B, K, T, 1), padding steps clamped to 0, and the mask of the real steps."""
     order_BKT1 = (order if order.dim() == 3 else order.unsqueeze(0)).long().unsqueeze(-1)
     return order_BKT1.clamp_min(0), order_BKT1 >= 0
+
+
+def kept_steps(steps: int, segment: int, phase: int, like: Tensor) -> Tensor:
+    """(T, 1), 1 where a step goes on from the state before it and 0 where the state restarts: `routed_scan`'s segments."""
+    t = torch.arange(phase, phase + steps, device=like.device)
+    return (t % segment != 0).to(like.dtype).unsqueeze(1)
 
 
 def gather_steps(x_BLKD: Tensor, order: Tensor | None, num_routes: int) -> Tensor:

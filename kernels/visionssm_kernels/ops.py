@@ -27,7 +27,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def routed_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., bias: Tensor | None = ..., *,
     order: Tensor | None = ..., merge: Literal["sum", "none"] = ..., softplus: bool = ...,
-    return_states: Literal[False] = ..., backend: str = ...,
+    return_states: Literal[False] = ..., segment: int = ..., phase: int = ..., backend: str = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def routed_scan(
 def routed_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., bias: Tensor | None = ..., *,
     order: Tensor | None = ..., merge: Literal["sum", "none"] = ..., softplus: bool = ...,
-    return_states: Literal[True], backend: str = ...,
+    return_states: Literal[True], segment: int = ..., phase: int = ..., backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -52,6 +52,8 @@ def routed_scan(
     merge: Literal["sum", "none"] = "sum",
     softplus: bool = True,
     return_states: bool = False,
+    segment: int = 0,
+    phase: int = 0,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective scan of an image or volume along K routes at once.
@@ -76,6 +78,9 @@ def routed_scan(
         merge: "sum" adds the routes up, "none" keeps them apart.
         softplus: whether dt = softplus(delta + bias), else dt = delta + bias.
         return_states: also return the state after the step that visited each position.
+        segment: the state restarts from zero every so many steps of a route: before step t where (t + phase) is a multiple of
+            it. 0 for never.
+        phase: see `segment`; not negative.
         backend: "auto" or a name of `backends()`.
 
     Returns:
@@ -102,9 +107,12 @@ def routed_scan(
             False,
             return_states,
             backend,
+            segment,
+            phase,
         )
         return (y, states) if return_states else y
     K, order = _check_scan(u, delta, A, B, C, D, bias, order, merge)
+    _require(segment >= 0 and phase >= 0, f"segment and phase must not be negative, got {segment} and {phase}")
     A, D, bias = _single(A), _single(D), _single(bias)
     device, d_state = str(u.device), A.shape[-1]
     name = resolve(backend, device, _widest(u, delta, B, C, A), d_state)
@@ -112,13 +120,15 @@ def routed_scan(
         steps = u.shape[1] if order is None else order.shape[-1]
         if not torch.compiler.is_compiling():
             warn_if_slow(name, backend, u.shape[0] * K * steps * A[0].numel(), device, u.dtype, d_state)
-        y, states = _PLAIN_TORCH[name].routed_scan(u, delta, A, B, C, D, bias, order, softplus, merge, return_states)
+        y, states = _PLAIN_TORCH[name].routed_scan(
+            u, delta, A, B, C, D, bias, order, softplus, merge, return_states, segment, phase
+        )
     else:
         # an exported program must not hold a size that chunks decide; its backward would run the forward again
         needs_grad = torch.is_grad_enabled() and not torch.compiler.is_exporting()
         needs_grad = needs_grad and any(t is not None and t.requires_grad for t in (u, delta, A, B, C, D, bias))
         y, _, states = torch.ops.visionssm.routed_scan(
-            u, delta, A, B, C, D, bias, order, softplus, merge, needs_grad, return_states, name
+            u, delta, A, B, C, D, bias, order, softplus, merge, needs_grad, return_states, name, segment, phase
         )
     if return_states:
         assert states is not None
@@ -390,15 +400,17 @@ def _routed_scan(
     save_checkpoints: bool,
     save_states: bool,
     backend: str,
+    segment: int = 0,
+    phase: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = _kernels(backend, u, A.shape[-1])
     return kernels.routed_scan_forward(
-        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states
+        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, segment, phase
     )
 
 
 @_routed_scan.register_fake
-def _(u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, backend):
+def _(u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, backend, segment=0, phase=0):
     batch, positions = u.shape[:2]
     K, channels, N = A.shape
     steps = positions if order is None else order.shape[-1]
@@ -428,31 +440,35 @@ def _routed_scan_backward(
     merge: str,
     checkpoints: Tensor,
     backend: str,
+    segment: int = 0,
+    phase: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     kernels = _kernels(backend, u, A.shape[-1])
     *grads, dD, dbias = kernels.routed_scan_backward(
-        grad_y, grad_states, u, delta, A, B, C, D, bias, order, softplus, merge, checkpoints
+        grad_y, grad_states, u, delta, A, B, C, D, bias, order, softplus, merge, checkpoints, segment, phase
     )
     return *grads, _empty(A) if dD is None else dD, _empty(A) if dbias is None else dbias
 
 
 @_routed_scan_backward.register_fake
-def _(grad_y, grad_states, u, delta, A, B, C, D, bias, order, softplus, merge, checkpoints, backend):
+def _(
+    grad_y, grad_states, u, delta, A, B, C, D, bias, order, softplus, merge, checkpoints, backend, segment=0, phase=0
+):
     grads = [x.new_empty(x.shape) for x in (u, delta, A, B, C)]
     return *grads, *(_empty(A) if x is None else x.new_empty(x.shape) for x in (D, bias))
 
 
 def _scan_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, softplus, merge, _, save_states, backend = inputs
+    *tensors, softplus, merge, _, save_states, backend, segment, phase = inputs
     ctx.save_for_backward(*tensors, output[1])
-    ctx.options = (softplus, merge, save_states, backend)
+    ctx.options = (softplus, merge, save_states, backend, segment, phase)
     ctx.set_materialize_grads(False)
 
 
 def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_states: Tensor | None) -> tuple[Any, ...]:
     u, delta, A, B, C, D, bias, order, checkpoints = ctx.saved_tensors
-    softplus, merge, save_states, backend = ctx.options
-    nothing = (None,) * 13
+    softplus, merge, save_states, backend, *segments = ctx.options
+    nothing = (None,) * 15
     if not save_states:
         grad_states = None
     if grad_y is None and grad_states is None:
@@ -464,10 +480,12 @@ def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_state
     inputs = (u, delta, A, B, C, D, bias, order, softplus, merge)
     kernels = _kernels(backend, u, A.shape[-1])
     if isinstance(kernels, Composite):  # inside an operator there is no autograd to run
-        return *kernels.routed_scan_backward(grad_y, grad_states, *inputs, checkpoints), *nothing[7:]
+        return *kernels.routed_scan_backward(grad_y, grad_states, *inputs, checkpoints, *segments), *nothing[7:]
     if checkpoints.dim() == 1:  # the forward ran without keeping them: run it again
-        _, checkpoints, _ = torch.ops.visionssm.routed_scan(*inputs, True, False, backend)
-    *grads, dD, dbias = torch.ops.visionssm.routed_scan_backward(grad_y, grad_states, *inputs, checkpoints, backend)
+        _, checkpoints, _ = torch.ops.visionssm.routed_scan(*inputs, True, False, backend, *segments)
+    *grads, dD, dbias = torch.ops.visionssm.routed_scan_backward(
+        grad_y, grad_states, *inputs, checkpoints, backend, *segments
+    )
     return *grads, None if D is None else dD, None if bias is None else dbias, *nothing[7:]
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import gather_steps, scatter_steps
+from .layout import gather_steps, kept_steps, scatter_steps
 
 __all__ = ["route_conv", "routed_scan"]
 
@@ -65,14 +65,19 @@ def routed_scan(
     softplus: bool,
     merge: str,
     return_states: bool,
+    segment: int = 0,
+    phase: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """See `visionssm_kernels.routed_scan`; states are (B, L, K, D, N) or None."""
     u_BKTD, dt_BKTD, B_BKTN, C_BKTN = step_inputs(u, delta, B, C, bias, order, softplus)
     x_BKTD, A_KDN = dt_BKTD * u_BKTD, A.to(dt_BKTD.dtype)
     h_BKDN = dt_BKTD.new_zeros(dt_BKTD.shape[0], *A.shape)
+    kept_T1 = kept_steps(dt_BKTD.shape[2], segment, phase, dt_BKTD) if segment else None
     states = []
     for t in range(dt_BKTD.shape[2]):
         decay = torch.exp(dt_BKTD[:, :, t, :, None] * A_KDN)
+        if kept_T1 is not None:
+            decay = decay * kept_T1[t]
         h_BKDN = decay * h_BKDN + x_BKTD[:, :, t, :, None] * B_BKTN[:, :, t, None, :]
         states.append(h_BKDN)
     states_BKTDN = torch.stack(states, 2) if states else h_BKDN.unsqueeze(2)[:, :, :0]

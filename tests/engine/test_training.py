@@ -107,11 +107,20 @@ class Killed(Exception):
     ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(recipe, monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
-    sections = {**STRONG, "model": {"kwargs": {"drop_rate": 0.1}, "drop_path": 0.1}}
-    whole = recipe(**sections, run={"output": recipe().run.output + "-whole"})
+    check_resume(recipe, monkeypatch, updates, {**STRONG, "model": {"kwargs": {"drop_rate": 0.1}, "drop_path": 0.1}})
+
+
+def test_a_resumed_run_shuffles_the_same_layers(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"name": "vim_nano", "kwargs": {"dim": 32, "depth": 3, "d_state": 4, "shuffle_rate": 0.9}}
+    check_resume(recipe, monkeypatch, 3, {"model": model, "run": {"epochs": 1}})
+
+
+def check_resume(recipe, monkeypatch: pytest.MonkeyPatch, updates: int, sections: dict[str, Any]) -> None:
+    run = sections.pop("run", {})
+    whole = recipe(**sections, run={**run, "output": recipe().run.output + "-whole"})
     train_classifier(whole, cpu=True)
 
-    config = recipe(**sections, run={"checkpoint_every": 3})
+    config = recipe(**sections, run={**run, "checkpoint_every": 3})
     update = Trainer._update
 
     def kill(self: Trainer, *args: Any) -> Any:

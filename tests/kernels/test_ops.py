@@ -82,6 +82,8 @@ def test_any_shape_and_table(backend: str, data: st.DataObject) -> None:
         "merge": data.draw(st.sampled_from(["sum", "none"])),
         "softplus": data.draw(st.booleans()),
         "return_states": data.draw(st.booleans()),
+        "segment": data.draw(st.sampled_from([0, 0, 1, 4, 7, 16])),
+        "phase": data.draw(st.integers(0, 20)),
     }
     if not options["softplus"]:
         inputs["delta"] = inputs["delta"].detach().abs().mul(0.3).requires_grad_()
@@ -93,6 +95,23 @@ def test_any_shape_and_table(backend: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 1000])
 def test_lengths_around_chunk_borders(backend: str, length: int) -> None:
     assert_like_reference(backend, make(1, length, 2, 9, 4), order=permutations(2, length=length))
+
+
+@pytest.mark.parametrize(("length", "segment", "phase"), [(100, 8, 0), (70, 32, 5), (65, 40, 0), (33, 1, 0)])
+@pytest.mark.parametrize("backend", [*RUNS_HERE, "reference"])
+def test_segments_are_scans_of_their_own(backend: str, length: int, segment: int, phase: int) -> None:
+    inputs = make(1, length, 2, 9, 4)
+    order = permutations(2, length=length)
+    got = outputs_and_gradients(
+        backend, inputs, probe := torch.randn(1 << 16), order=order, segment=segment, phase=phase
+    )
+    cuts = [t for t in range(length) if t and (t + phase) % segment == 0]
+    pieces = [order[:, a:b] for a, b in zip([0, *cuts], [*cuts, length], strict=True)]
+    y = sum(vk.routed_scan(**inputs, order=piece, backend="reference") for piece in pieces)
+    wanted = torch.autograd.grad((y.double() * probe[: y.numel()].view_as(y)).sum(), list(inputs.values()))
+    for one, other in zip(got, (y, *wanted), strict=True):
+        scale = max(other.abs().max().item(), 1.0)
+        torch.testing.assert_close(one / scale, other / scale, **TOLERANCES[torch.float32])
 
 
 @pytest.mark.parametrize("backend", RUNS_HERE)
@@ -265,6 +284,7 @@ def test_selective_scan_follows_mamba_ssm(backend: str, groups: int | str | None
         ({"u": torch.zeros(2, 17, 1, 5, dtype=torch.long)}, TypeError, "u must be floating point"),
         ({"merge": "mean"}, ValueError, "merge must be 'sum' or 'none', got 'mean'"),
         ({"backend": "cuda"}, ValueError, "unknown backend 'cuda'"),
+        ({"segment": -1}, ValueError, "segment and phase must not be negative, got -1 and 0"),
         ({"delta": torch.randn(2, 17, 3, 5, device="meta")}, ValueError, "delta is on meta but u is on cpu"),
     ],
 )
@@ -366,6 +386,7 @@ def test_opcheck(backend: str) -> None:
     for save_checkpoints in (False, True):
         args = (*inputs.values(), order, True, "sum", save_checkpoints, True, backend)
         torch.library.opcheck(torch.ops.visionssm.routed_scan.default, args)
+        torch.library.opcheck(torch.ops.visionssm.routed_scan.default, (*args, 4, 1))
     conv = (inputs["u"], torch.randn(2, 4, 3, requires_grad=True), inputs["bias"], order, True, backend)
     torch.library.opcheck(torch.ops.visionssm.route_conv.default, conv)
 

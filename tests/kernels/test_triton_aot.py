@@ -37,6 +37,8 @@ VARIANTS = {
     "parallel chunks": {"parallel": True, "states": True},
     "marks": {"large": True, "states": True},
     "unaligned": {"aligned": False},
+    "segments": {"segment": 8},
+    "segments, parallel chunks": {"segment": 8, "parallel": True},
 }
 
 
@@ -64,7 +66,9 @@ def test_scan(backward: bool, dtype: torch.dtype, d_state: int, capability: int)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_variants(backward: bool, variant: str) -> None:
     launches = scan_launches(torch.float16, 16, backward=backward, **VARIANTS[variant])
-    assert len(launches) == {"parallel chunks": 3, "marks": 5 if backward else 4}.get(variant, 1)
+    assert len(launches) == {"parallel chunks": 3, "segments, parallel chunks": 3, "marks": 5 if backward else 4}.get(
+        variant, 1
+    )
     check(launches, 90, 255)
 
 

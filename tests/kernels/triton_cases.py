@@ -53,6 +53,8 @@ class Scan:
     split: bool | None = None  # force chunks to run in parallel, or one after the other
     delta_mean: float = -2.0
     mark: bool = False  # zero by marks, as large outputs do, and not beforehand
+    segment: int = 0
+    phase: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,9 @@ SCANS = [
         states=True,
     ),
     Scan("parallel chunks, one", L=7, split=True, B=1, N=1),
+    Scan("segments", L=41, B=1, K=1, D=3, N=2, segment=8, phase=3, split=False),
+    Scan("segments, parallel chunks", L=70, K=1, B=1, D=3, N=2, segment=5, split=True, states=True),
+    Scan("long segments, padded", L=50, K=1, B=1, D=3, N=1, segment=40, table="padded", split=True),
     Scan("no image", B=0),
     Scan("no position", L=0, table=None),
     Scan("no step", table="empty", N=1, states=True),
@@ -293,7 +298,8 @@ def scatter(y: Tensor, order: Tensor | None, length: int) -> Tensor:
 
 
 def oracle_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
-                order: Tensor | None, softplus: bool, merge: str) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                order: Tensor | None, softplus: bool, merge: str, segment: int = 0,
+                phase: int = 0) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The recurrence as a loop over steps: y, the states at every position, the states after every step."""
     routes, length = delta.shape[2], delta.shape[1]
     u, delta, B, C = (gather(x, order, routes) for x in (u, delta, B, C))
@@ -308,6 +314,8 @@ def oracle_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
         return (y.sum(2) if merge == "sum" else y) + 0.0 * A.sum(), states, states.transpose(1, 2)[:, :, :0]
     for t in range(u.shape[2]):
         step = dt[:, :, t, :, None]
+        if segment and (t + phase) % segment == 0:
+            h = torch.zeros_like(h)
         h = torch.exp(step * A) * h + step * B[:, :, t, None] * u[:, :, t, :, None]
         y = (h * C[:, :, t, None]).sum(-1)
         ys.append(y if D is None else y + D * u[:, :, t])
@@ -398,7 +406,8 @@ def run_scan(case: Scan, device: str) -> dict[str, object]:
     torch.manual_seed(0)
     values, order = scan_inputs(case, device)
     doubles = {k: v if v is None else v.double().requires_grad_() for k, v in values.items()}
-    y, states, steps = oracle_scan(*doubles.values(), order, case.softplus, case.merge)
+    segments = (case.segment, case.phase)
+    y, states, steps = oracle_scan(*doubles.values(), order, case.softplus, case.merge, *segments)
     grad_y = torch.randn(y.shape, device=device).to(values["u"].dtype)
     grad_states = torch.randn(states.shape, device=device) if case.states else None
     if case.strided and case.merge == "sum":
@@ -419,13 +428,13 @@ def run_scan(case: Scan, device: str) -> dict[str, object]:
         settings |= {(memory, "LARGE"): 0}
     with changed(settings):
         got_y, checkpoints, got_states = scan.routed_scan_forward(
-            *values.values(), order, case.softplus, case.merge, True, case.states
+            *values.values(), order, case.softplus, case.merge, True, case.states, *segments
         )
         only_y, none, none_too = scan.routed_scan_forward(
-            *values.values(), order, case.softplus, case.merge, False, False
+            *values.values(), order, case.softplus, case.merge, False, False, *segments
         )
         got_grads = scan.routed_scan_backward(
-            grad_y, grad_states, *values.values(), order, case.softplus, case.merge, checkpoints
+            grad_y, grad_states, *values.values(), order, case.softplus, case.merge, checkpoints, *segments
         )
     got = {"y": got_y, "states": got_states, "checkpoints": checkpoints} | {
         f"d{k}": g for k, g in zip(INPUTS, got_grads, strict=True)

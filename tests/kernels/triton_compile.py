@@ -165,6 +165,7 @@ def scan_launches(
     table: bool = True,
     aligned: bool = True,
     large: bool = False,
+    segment: int = 0,
 ) -> list[Launch]:
     """What a routed scan of two routes launches. Not `aligned`: B and C lie side by side behind an odd column;
     `large`: with marks."""
@@ -186,9 +187,9 @@ def scan_launches(
         if backward:
             checkpoints = torch.zeros(batch, routes, 2, dim, d_state)
             grad_states = torch.zeros(batch, length, routes, dim, d_state) if states else None
-            scan.routed_scan_backward(u[:, :, 0], grad_states, *inputs, checkpoints)
+            scan.routed_scan_backward(u[:, :, 0], grad_states, *inputs, checkpoints, segment)
         else:
-            scan.routed_scan_forward(*inputs, True, states)
+            scan.routed_scan_forward(*inputs, True, states, segment)
     return launches
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .head import PooledHead
 from .image import check_image
+from .residual import GlobalResidual
+from .shuffle import draw_order, reordered, restored, shuffle_rates
 from .typing import checkpointed, unscripted
 
 __all__ = ["HierarchicalModel", "Stage"]
@@ -31,19 +33,29 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
         self.out_norm = nn.Identity() if out_norm is None else out_norm
+        self.shuffle_rates: list[float] = [0.0] * len(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C')."""
-        x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            for block in self.blocks:
+        return self.run_blocks(self.downsample(x))
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """All blocks: (B, H', W', C') -> (B, H', W', C')."""
+        if sum(self.shuffle_rates) == 0 and (torch.jit.is_scripting() or not self.grad_checkpointing):
+            return self.blocks(x)
+        for i, block in enumerate(self.blocks):
+            order = draw_order(x, self.shuffle_rates[i], self.training)
+            x = reordered(x, order)
+            if self.grad_checkpointing and not torch.jit.is_scripting():  # noqa: SIM108  (TorchScript leaves out only branches)
                 x = checkpointed(block, x)
-            return x
-        return self.blocks(x)
+            else:
+                x = block(x)
+            x = restored(x, order)
+        return x
 
     def run(self, x: Tensor, notes: list[Tensor]) -> Tensor:
-        """`forward`, of a stage that may also append to `notes` what it tells the head directly: (B, C'')."""
-        return self(x)
+        """`run_blocks`, of a stage that may also append to `notes` what it tells the head directly: (B, C'')."""
+        return self.run_blocks(x)
 
 
 class HierarchicalModel(nn.Module):
@@ -63,6 +75,9 @@ class HierarchicalModel(nn.Module):
             at every position, so that pooling keeps it.
         drop_rate: dropout before the classifier.
         head: what follows the last norm instead of timm's `ClassifierHead`, with its interface: `PooledHead`.
+        shuffle_rate: chance with which the last block's positions are shuffled in training, falling linearly to 0 at the first
+            (`visionssm.layers.shuffle`).
+        global_residual: whether what enters a stage's blocks is also added to what enters the next stage's (`GlobalResidual`).
     """
 
     def __init__(
@@ -78,8 +93,13 @@ class HierarchicalModel(nn.Module):
         norm: nn.Module,
         drop_rate: float,
         head: nn.Module | None = None,
+        shuffle_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         super().__init__()
+        rates = iter(shuffle_rates(shuffle_rate, [block for stage in stages for block in stage.blocks]))
+        for stage in stages:
+            stage.shuffle_rates = [next(rates) for _ in stage.blocks]
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.output_fmt = "NHWC"
@@ -89,6 +109,7 @@ class HierarchicalModel(nn.Module):
         ]
         self.stem: Any = stem
         self.stages: nn.Sequential = nn.Sequential(*stages)
+        self.global_residual = GlobalResidual(dims if global_residual else ())
         self.norm = norm
         if head is None:
             head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
@@ -150,10 +171,15 @@ class HierarchicalModel(nn.Module):
         last = len(self.stages) - 1
         check_image(x, self.in_chans)
         x = self.stem(x)
+        entry = torch.zeros(0)
         # TorchScript cannot slice the stages
         stages = self.stages if torch.jit.is_scripting() or not stop_early else self.stages[: max_index + 1]
         i = 0
         for i, stage in enumerate(stages):  # pyright: ignore[reportArgumentType]
+            x = stage.downsample(x)
+            if self.global_residual.on:
+                x = self.global_residual(x, entry, i)
+                entry = x
             x = stage.run(x, notes)
             if i in take_indices:
                 feature = self.norm(x) if norm and i == last else stage.out_norm(x)
@@ -184,7 +210,12 @@ class HierarchicalModel(nn.Module):
         check_image(x, self.in_chans)
         x = self.stem(x)
         notes: list[Tensor] = []
-        for stage in self.stages:
+        entry = torch.zeros(0)
+        for i, stage in enumerate(self.stages):
+            x = stage.downsample(x)  # pyright: ignore[reportCallIssue]
+            if self.global_residual.on:
+                x = self.global_residual(x, entry, i)
+                entry = x
             x = stage.run(x, notes)  # pyright: ignore[reportCallIssue]
         return self.finish(x, notes)
 

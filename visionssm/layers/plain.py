@@ -15,6 +15,7 @@ from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
 from .image import check_image
+from .shuffle import draw_order, reordered, restored, shuffle_rates
 from .typing import checkpointed, unscripted
 
 __all__ = ["PatchEmbed", "PlainModel", "add_positions", "resize_positions"]
@@ -136,6 +137,8 @@ class PlainModel(nn.Module):
         prepare: run before every block, with the same arguments.
         norm: the last norm, over channels.
         drop_rate: dropout before the classifier.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first
+            (`visionssm.layers.shuffle`).
 
     Raises:
         ValueError: the pooling needs a class token that is not there, or is unknown; the image is smaller than a patch.
@@ -157,6 +160,7 @@ class PlainModel(nn.Module):
         norm: nn.Module,
         drop_rate: float,
         prepare: nn.Module | None = None,
+        shuffle_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
@@ -172,6 +176,8 @@ class PlainModel(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, length, dim)) if pos_embed else None
         self.prepare = NoPreparation() if prepare is None else prepare
         self.blocks: nn.ModuleList = nn.ModuleList(blocks)
+        self.shuffles = shuffle_rate > 0
+        self.shuffle_rates = shuffle_rates(shuffle_rate, blocks)
         self.norm = norm
         self.global_pool = self._check_pool(global_pool)
         self.head_drop = nn.Dropout(drop_rate)
@@ -288,10 +294,16 @@ class PlainModel(nn.Module):
         blocks = self.blocks if torch.jit.is_scripting() or not stop_early else self.blocks[: max_index + 1]
         for i, block in enumerate(blocks):
             tokens = self.prepare(tokens, patches)
+            order = torch.zeros(0)
+            if self.shuffles:
+                order = draw_order(tokens, self.shuffle_rates[i], self.training)
+                tokens = reordered(tokens, order)
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 tokens = checkpointed(block, tokens, patches)
             else:
                 tokens = block(tokens, patches)
+            if self.shuffles:
+                tokens = restored(tokens, order)
             if i in take_indices:
                 chosen = self.norm(tokens) if norm else tokens
                 feature = self._patch_tokens(chosen)
@@ -325,12 +337,18 @@ class PlainModel(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, L, C), after the last norm."""
         tokens, patches = self.embed(x)
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             tokens = self.prepare(tokens, patches)
+            order = torch.zeros(0)
+            if self.shuffles:
+                order = draw_order(tokens, self.shuffle_rates[i], self.training)
+                tokens = reordered(tokens, order)
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 tokens = checkpointed(block, tokens, patches)
             else:
                 tokens = block(tokens, patches)
+            if self.shuffles:
+                tokens = restored(tokens, order)
         return self.norm(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

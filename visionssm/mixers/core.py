@@ -3,7 +3,16 @@
 x_proj and dt_proj act per token, so they commute with any permutation: dt, B and C are computed once in image order for all
 routes, and the kernel does the reading in route order.
 
-Legend: B batch, L positions, D channels of a route, N state, K routes, Ku 1 or K, R dt rank.
+Low-rank SS2D (DLRMamba, arXiv 2603.06920, equation 5; no code is published): the state transition is U V^T of rank r < N.
+The paper writes a constant dense matrix; here, as Mamba's transition is diagonal and depends on the token, it is
+
+    h_t = U exp(dt_t A) V^T h_{t-1} + dt_t B_t u_t          A (D, r), U and V (N, r), V^T U = I
+
+so the state is carried in the r dimensions V^T h: a scan with state r, B V and C U, plus what of a step's own input lies
+outside, (C . B - C U . B V) dt u. U and V are learned and start as the identity's first r columns; with r = N that is the
+full scan.
+
+Legend: B batch, L positions, D channels of a route, N state, K routes, Ku 1 or K, R dt rank, r rank of the transition.
 """
 
 from __future__ import annotations
@@ -14,14 +23,22 @@ from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt
 
-from .functional import decay_rate, project_routes, scan_routes
+from .functional import add_step_inputs, decay_rate, project_routes, scan_routes, segment_of
 
 __all__ = ["ScanCore"]
 
 
 @register_notrace_module
 class RoutedScan(nn.Module):
-    """The kernel, as a leaf of FX graphs wherever the mixer's code stands."""
+    """The kernel, as a leaf of FX graphs wherever the mixer's code stands.
+
+    Args:
+        segment: see `scan_routes`.
+    """
+
+    def __init__(self, segment: int = -1) -> None:
+        super().__init__()
+        self.segment = segment
 
     def forward(
         self,
@@ -37,7 +54,7 @@ class RoutedScan(nn.Module):
     ) -> Tensor:
         """See `scan_routes`. A, D and the bias are parameters in float32 and stay so under autocast; so is the kernel's state."""
         A_KDN = decay_rate(A_log_KDN)
-        return scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, merge)
+        return scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, merge, self.segment)
 
 
 class ScanCore(nn.Module):
@@ -48,17 +65,37 @@ class ScanCore(nn.Module):
         channels: D.
         d_state: N.
         dt_rank: R, rank of the step-size projection.
+        local_scan: steps of the segments within which the scan also runs back (LBMamba, arXiv 2506.15976), 0 for the published
+            choice by length; None for no such scan.
+        low_rank: r, see above; None for N, without U and V.
+
+    Raises:
+        ValueError: `low_rank` is not in 1..N, or `local_scan` is negative.
     """
 
-    def __init__(self, *, routes: int, channels: int, d_state: int, dt_rank: int) -> None:
+    def __init__(
+        self,
+        *,
+        routes: int,
+        channels: int,
+        d_state: int,
+        dt_rank: int,
+        local_scan: int | None = None,
+        low_rank: int | None = None,
+    ) -> None:
         super().__init__()
+        if low_rank is not None and not 1 <= low_rank <= d_state:
+            raise ValueError(f"low_rank must be in 1..d_state = 1..{d_state}, or None, got {low_rank}")
         self.dims = (dt_rank, d_state, d_state)
-        self.kernel = RoutedScan()
+        self.kernel = RoutedScan(segment_of(local_scan))
         self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), channels))
         self.dt_proj = nn.Parameter(torch.empty(routes, channels, dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(routes, channels))
-        self.A_log = nn.Parameter(torch.empty(routes, channels, d_state))
+        self.A_log = nn.Parameter(torch.empty(routes, channels, d_state if low_rank is None else low_rank))
         self.D = nn.Parameter(torch.empty(routes, channels))
+        for name in ("state_U", "state_V"):
+            shape = None if low_rank is None else (routes, d_state, low_rank)
+            self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
 
     def reset_scan_parameters(self) -> None:
         """Draws x_proj, dt, A and D anew, as Mamba does."""
@@ -67,6 +104,9 @@ class ScanCore(nn.Module):
         with torch.no_grad():
             self.A_log.copy_(init_A_log(*self.A_log.shape))
             self.D.fill_(1.0)
+            for factor in (self.state_U, self.state_V):
+                if factor is not None:
+                    factor.copy_(torch.eye(*factor.shape[1:]).expand_as(factor))
 
     def scan_tokens(
         self, u_BLKD: Tensor, order_KT: Tensor | None, merge: str, shared: bool, prompt_BLN: Tensor | None = None
@@ -92,4 +132,10 @@ class ScanCore(nn.Module):
         if prompt_BLN is not None:
             C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
         delta_BLKD = project_routes(dt_low, self.dt_proj)
-        return self.kernel(u_BLKD, delta_BLKD, self.A_log, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
+        U_KNr, V_KNr = self.state_U, self.state_V
+        if U_KNr is None or V_KNr is None:
+            return self.kernel(u_BLKD, delta_BLKD, self.A_log, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
+        B_BLKr, C_BLKr = project_routes(B_BLKN, V_KNr.transpose(1, 2)), project_routes(C_BLKN, U_KNr.transpose(1, 2))
+        y = self.kernel(u_BLKD, delta_BLKD, self.A_log, B_BLKr, C_BLKr, self.D, self.dt_bias, order_KT, merge)
+        outside_BLK = (C_BLKN * B_BLKN).sum(-1) - (C_BLKr * B_BLKr).sum(-1)
+        return add_step_inputs(y, outside_BLK, u_BLKD, delta_BLKD, self.dt_bias, order_KT)

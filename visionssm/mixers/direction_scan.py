@@ -19,7 +19,7 @@ from torch._guards import detect_fake_mode
 from visionssm.layers import init_A_log
 from visionssm.scans import RouteTable, ScanOrder, route_table
 
-from .functional import decay_rate, scan_routes, take_routes
+from .functional import decay_rate, scan_routes, segment_of, take_routes
 
 __all__ = ["DirectionScan", "arrivals", "visits"]
 
@@ -124,6 +124,8 @@ class DirectionScan(nn.Module):
         conv_size: side of the depthwise kernel, odd.
         align: which position's dt, B and C go with the n-th one that a route visits: "published", that of the n-th
             position in raster order, as the released weights need it; "exact", its own.
+        local_scan: steps of the segments within which the scan also runs back (LBMamba, arXiv 2506.15976), 0 for the published
+            choice by length; None for no such scan.
 
     Raises:
         ValueError: an order that this cannot read, or an unknown `align`.
@@ -139,8 +141,10 @@ class DirectionScan(nn.Module):
         dt_rank: int,
         conv_size: int = 7,
         align: Literal["published", "exact"] = "published",
+        local_scan: int | None = None,
     ) -> None:
         super().__init__()
+        self.segment = segment_of(local_scan)
         if scan.ndim not in _CONVS:
             raise ValueError(f"DirectionScan reads images and volumes, but {scan!r} reads rank {scan.ndim}")
         if scan.segmented or scan.groups > 1:
@@ -192,6 +196,7 @@ class DirectionScan(nn.Module):
             (2 * self.dt_bias).expand(self.routes, -1),
             order_KT,
             "sum",
+            self.segment,
         )
         return y.view_as(x_BSD)
 

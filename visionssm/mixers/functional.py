@@ -9,15 +9,18 @@ import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor
 
-from visionssm_kernels import fuse_states, route_conv, routed_scan
+from visionssm_kernels import fuse_states, locally_bidirectional_scan, route_conv, routed_scan
+from visionssm_kernels.bidirectional import add_inputs, backward_routes
 
 __all__ = [
+    "add_step_inputs",
     "conv_along_routes",
     "decay_rate",
     "fuse_dilated",
     "pad_to_slots",
     "project_routes",
     "scan_routes",
+    "segment_of",
     "take_routes",
     "widened",
 ]
@@ -46,14 +49,64 @@ def scan_routes(
     bias_KD: Tensor | None,
     order_KT: Tensor | None,
     merge: str,
+    segment: int = -1,
 ) -> Tensor:
-    """`visionssm_kernels.routed_scan` with softplus; merge "sum" -> (B, L, D), "none" -> (B, L, K, D)."""
+    """`visionssm_kernels.routed_scan` with softplus; merge "sum" -> (B, L, D), "none" -> (B, L, K, D).
+
+    With a `segment` of `segment_of` that is not negative, `visionssm_kernels.locally_bidirectional_scan`.
+    """
     if not torch.jit.is_scripting():
-        return routed_scan(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order=order_KT, merge=merge)  # pyright: ignore
+        inputs = (u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD)
+        if segment >= 0:
+            return locally_bidirectional_scan(*inputs, segment=segment, order=order_KT, merge=merge)  # pyright: ignore
+        return routed_scan(*inputs, order=order_KT, merge=merge)  # pyright: ignore
     else:
-        return torch.ops.visionssm.routed_scan(
+        y = torch.ops.visionssm.routed_scan(
             u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, True, merge, False, False, "auto"
         )[0]
+        if segment >= 0:
+            back_KT, size, phase = backward_routes(order_KT, u_BLKD, A_KDN.shape[0], segment)
+            y = (
+                y
+                + torch.ops.visionssm.routed_scan(
+                    u_BLKD,
+                    delta_BLKD,
+                    A_KDN,
+                    B_BLKN,
+                    C_BLKN,
+                    None,
+                    bias_KD,
+                    back_KT,
+                    True,
+                    merge,
+                    False,
+                    False,
+                    "auto",
+                    size,
+                    phase,
+                )[0]
+            )
+            y = add_inputs(y, -(B_BLKN * C_BLKN).sum(-1), u_BLKD, delta_BLKD, bias_KD, order_KT)
+        return y
+
+
+def segment_of(local_scan: int | None) -> int:
+    """The `segment` of `scan_routes` for a mixer's option `local_scan`.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if local_scan is not None and local_scan < 0:
+        raise ValueError(f"local_scan must be a number of steps, 0 for the published one or None, got {local_scan}")
+    return -1 if local_scan is None else local_scan
+
+
+@register_notrace_function
+def add_step_inputs(
+    y: Tensor, weight_BLK: Tensor, u_BLKD: Tensor, delta_BLKD: Tensor, bias_KD: Tensor, order_KT: Tensor | None
+) -> Tensor:
+    """y + weight dt u, the steps' own inputs: `visionssm_kernels.bidirectional.add_inputs`."""
+    return add_inputs(y, weight_BLK, u_BLKD, delta_BLKD, bias_KD, order_KT)
 
 
 @register_notrace_function

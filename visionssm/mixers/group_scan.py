@@ -66,6 +66,8 @@ class GroupScan(ScanCore):
         dt_rank: R, rank of the step-size projections.
         expand: D over C.
         conv_size: side of the depthwise kernel, odd.
+        local_scan: steps of the segments within which the scan also runs back (LBMamba, arXiv 2506.15976), 0 for the published
+            choice by length; None for no such scan.
 
     Raises:
         ValueError: the channels cannot be split, or an order that this cannot read.
@@ -81,6 +83,7 @@ class GroupScan(ScanCore):
         dt_rank: int,
         expand: int = 1,
         conv_size: int = 3,
+        local_scan: int | None = None,
     ) -> None:
         if dim % groups:
             raise ValueError(f"dim={dim} does not split into {groups} groups")
@@ -89,7 +92,9 @@ class GroupScan(ScanCore):
         scan = deal(scan, groups)
         width = dim // groups
         inner = expand * width
-        super().__init__(routes=scan.num_routes, channels=inner, d_state=d_state, dt_rank=dt_rank)
+        super().__init__(
+            routes=scan.num_routes, channels=inner, d_state=d_state, dt_rank=dt_rank, local_scan=local_scan
+        )
         self.groups = groups
         self.in_proj = GroupLinear(groups, width, 2 * inner)
         self.conv = nn.Conv2d(groups * inner, groups * inner, conv_size, padding=conv_size // 2, groups=groups * inner)

@@ -42,6 +42,9 @@ class ImageScan(ScanCore):
             the kernel. With channel groups it joins the routes of each group, one module for all, and groups are concatenated.
         project: makes in_proj and out_proj from their numbers of channels, (B, *S, C) -> (B, *S, C').
         unscan: as a table over the routes, where `merge` finds the output for each position; None where the scan puts it.
+        local_scan: steps of the segments within which the scan also runs back (LBMamba, arXiv 2506.15976), 0 for the published
+            choice by length; None for no such scan.
+        low_rank: rank of the state transition (low-rank SS2D, see `ScanCore`), 1..N; None for all of it.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class ImageScan(ScanCore):
         project: Callable[[int, int], nn.Module] = _linear,
         merge: nn.Module | str | None = None,
         unscan: ScanOrder | None = None,
+        local_scan: int | None = None,
+        low_rank: int | None = None,
     ) -> None:
         if scan.ndim not in _CONVS:
             raise ValueError(f"ImageScan reads images and volumes, but {scan!r} reads rank {scan.ndim}")
@@ -68,7 +73,14 @@ class ImageScan(ScanCore):
         if isinstance(merge, str):
             joined = scan.num_routes // scan.groups
             merge = None if merge == "sum" else create_merge(merge, d_inner // scan.groups, joined)
-        super().__init__(routes=scan.num_routes, channels=d_inner // scan.groups, d_state=d_state, dt_rank=dt_rank)
+        super().__init__(
+            routes=scan.num_routes,
+            channels=d_inner // scan.groups,
+            d_state=d_state,
+            dt_rank=dt_rank,
+            local_scan=local_scan,
+            low_rank=low_rank,
+        )
         self.groups = scan.groups
         self.per_group = scan.num_routes // scan.groups
         self.gated = gate

@@ -49,12 +49,23 @@ class MapScan(ScanCore):
         dt_rank: R, rank of the step-size projection.
         conv_size: side of the depthwise kernel, odd.
         stride: of the convolution.
+        local_scan: as in `ScanCore`.
     """
 
     def __init__(
-        self, *, scan: ScanOrder, channels: int, d_state: int, dt_rank: int, conv_size: int, stride: int = 1
+        self,
+        *,
+        scan: ScanOrder,
+        channels: int,
+        d_state: int,
+        dt_rank: int,
+        conv_size: int,
+        stride: int = 1,
+        local_scan: int | None = None,
     ) -> None:
-        super().__init__(routes=scan.num_routes, channels=channels, d_state=d_state, dt_rank=dt_rank)
+        super().__init__(
+            routes=scan.num_routes, channels=channels, d_state=d_state, dt_rank=dt_rank, local_scan=local_scan
+        )
         self.copies = scan.copies if isinstance(scan, Chain) else 1
         self.conv = nn.Conv2d(channels, channels, conv_size, stride=stride, padding=conv_size // 2, groups=channels)
         self.act = nn.SiLU()
@@ -83,6 +94,8 @@ class MultiScaleScan(nn.Module):
         gate: whether in_proj also gives a gate z that multiplies the result by SiLU(z).
         norm: "routes" norms the output of every route before they are added up, "sum" their sum.
         upsample: how the coarse map is brought to full size.
+        local_scan: steps of the segments within which the scans also run back (LBMamba, arXiv 2506.15976), 0 for the published
+            choice by length; None for no such scan.
 
     Raises:
         ValueError: an order of another rank, or unknown `norm` or `upsample`.
@@ -99,6 +112,7 @@ class MultiScaleScan(nn.Module):
         gate: bool,
         norm: Literal["routes", "sum"],
         upsample: Literal["bilinear", "nearest"],
+        local_scan: int | None = None,
     ) -> None:
         super().__init__()
         if scan.ndim != 2 or scan.segmented:
@@ -108,7 +122,7 @@ class MultiScaleScan(nn.Module):
         if upsample not in ("bilinear", "nearest"):
             raise ValueError(f"upsample must be 'bilinear' or 'nearest', got {upsample!r}")
         full, coarse, stride = split_scales(scan)
-        shape = {"channels": d_inner, "d_state": d_state, "dt_rank": dt_rank}
+        shape = {"channels": d_inner, "d_state": d_state, "dt_rank": dt_rank, "local_scan": local_scan}
         self.gated = gate
         self.norm_routes = norm == "routes"
         self.upsample = upsample

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt
 
-from .functional import conv_along_routes, decay_rate, pad_to_slots, project_routes, scan_routes, take_routes
+from .functional import (
+    conv_along_routes,
+    decay_rate,
+    pad_to_slots,
+    project_routes,
+    scan_routes,
+    segment_of,
+    take_routes,
+)
 
 __all__ = ["SequenceScan"]
 
@@ -33,6 +41,8 @@ class SequenceScan(nn.Module):
         merge: joins the gated routes, (B, L, K, D) -> (B, L, D); None adds them up inside the kernel.
         slots: orders may come from `visionssm.scans.with_slots`: positions behind the tokens are zero tokens, which the
             convolution fills.
+        local_scan: steps of the segments within which the scan also runs back (LBMamba, arXiv 2506.15976), 0 for the published
+            choice by length; None for no such scan.
     """
 
     def __init__(
@@ -47,8 +57,10 @@ class SequenceScan(nn.Module):
         scale: float = 1.0,
         merge: nn.Module | None = None,
         slots: bool = False,
+        local_scan: int | None = None,
     ) -> None:
         super().__init__()
+        self.segment = segment_of(local_scan)
         self.dims = (dt_rank, d_state, d_state)
         self.scale = scale
         self.slots = slots
@@ -99,7 +111,7 @@ class SequenceScan(nn.Module):
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
         A_KDN = decay_rate(self.A_log)
         merge = "sum" if self.merge_in_kernel else "none"
-        y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
+        y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge, self.segment)
         if self.slots:
             y = y[:, : x_BLC.shape[1]]
         gate_BLD = self.act(z_BLD) * self.scale

@@ -71,11 +71,10 @@ class StateStage(Stage):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C')."""
         notes: list[Tensor] = []
-        return self.run(x, notes)
+        return self.run(self.downsample(x), notes)
 
     def run(self, x: Tensor, notes: list[Tensor]) -> Tensor:
-        """`forward`, and appends (B, C') to `notes`."""
-        x = self.downsample(x)
+        """All blocks, and appends (B, C') to `notes`."""
         state = x
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -146,6 +145,7 @@ class EfficientViM(PretrainedMixin, HierarchicalModel):
         mlp_ratio: hidden width of the feed-forward over the block's.
         distilled: a second set of classifiers, trained on a teacher's labels.
         drop_rate: dropout before the classifiers.
+        global_residual: residual connections past whole stages (Res-VMamba).
     """
 
     official_layout = LAYOUT
@@ -162,6 +162,7 @@ class EfficientViM(PretrainedMixin, HierarchicalModel):
         mlp_ratio: float = 4.0,
         distilled: bool = False,
         drop_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         stages: list[Stage] = []
         for i, (dim, depth, d_state) in enumerate(zip(dims, depths, d_states, strict=True)):
@@ -178,6 +179,7 @@ class EfficientViM(PretrainedMixin, HierarchicalModel):
             strides=tuple(16 * 2**i for i in range(len(depths))),
             norm=nn.LayerNorm(dims[-1]),
             drop_rate=drop_rate,
+            global_residual=global_residual,
             head=PooledHead(
                 sum(parts),
                 num_classes,

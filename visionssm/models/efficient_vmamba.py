@@ -95,6 +95,11 @@ class EfficientVMamba(PretrainedMixin, HierarchicalModel):
             detectors have them.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        local_scan: steps of the segments within which a scan also runs back (LBMamba), 0 for the published choice by length; None
+            for no such scan.
+        low_rank: rank of the state transition (low-rank SS2D), at most `d_state`; None for all of it.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
+        global_residual: residual connections past whole stages (Res-VMamba).
 
     Raises:
         ValueError: more stages shall scan than there are.
@@ -117,6 +122,10 @@ class EfficientVMamba(PretrainedMixin, HierarchicalModel):
         stage_norms: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_scan: int | None = None,
+        low_rank: int | None = None,
+        shuffle_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         if not 0 <= scan_stages <= len(depths):
             raise ValueError(f"scan_stages must be 0..{len(depths)}, got {scan_stages}")
@@ -135,6 +144,8 @@ class EfficientVMamba(PretrainedMixin, HierarchicalModel):
                     d_inner=int(ssm_ratio * width),
                     d_state=d_state,
                     dt_rank=math.ceil(width / 16),
+                    local_scan=local_scan,
+                    low_rank=low_rank,
                 )
                 blocks.append(DualBlock(width, mixer=mixer, drop_path=rate))
             smaller = PatchMerging(dims[i - 1], width) if i else nn.Identity()
@@ -149,6 +160,8 @@ class EfficientVMamba(PretrainedMixin, HierarchicalModel):
             strides=tuple(4 * 2**i for i in range(len(depths))),
             norm=nn.Identity() if stage_norms else nn.LayerNorm(dims[-1]),
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
+            global_residual=global_residual,
         )
         self.apply(_init_linear)
 

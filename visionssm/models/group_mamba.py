@@ -66,9 +66,10 @@ class ModulatedGroups(nn.Module):
     Args:
         dim: channels.
         scan: order of the routes.
+        local_scan: see the model.
     """
 
-    def __init__(self, dim: int, scan: ScanOrder) -> None:
+    def __init__(self, dim: int, scan: ScanOrder, local_scan: int | None) -> None:
         super().__init__()
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.norm = nn.LayerNorm(dim)
@@ -76,7 +77,7 @@ class ModulatedGroups(nn.Module):
         self.act = nn.ReLU()
         self.fc2 = nn.Linear(dim // 16, dim)
         rank = math.ceil(dim // _GROUPS / 16)
-        self.mixer = GroupScan(dim, scan=scan, groups=_GROUPS, d_state=1, dt_rank=rank)
+        self.mixer = GroupScan(dim, scan=scan, groups=_GROUPS, d_state=1, dt_rank=rank, local_scan=local_scan)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,11 +116,14 @@ class GroupMambaBlock(nn.Module):
         scan: order of the routes.
         drop_path: rate of stochastic depth.
         mlp_ratio: hidden width of the MLP over `dim`.
+        local_scan: see the model.
     """
 
-    def __init__(self, dim: int, *, scan: ScanOrder, drop_path: float, mlp_ratio: float) -> None:
+    def __init__(
+        self, dim: int, *, scan: ScanOrder, drop_path: float, mlp_ratio: float, local_scan: int | None
+    ) -> None:
         super().__init__()
-        self.attn = ModulatedGroups(dim, scan)
+        self.attn = ModulatedGroups(dim, scan, local_scan)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = LocalMlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
@@ -142,7 +146,7 @@ class ClassBlock(nn.Module):
     def __init__(self, dim: int, *, scan: ScanOrder, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = ModulatedGroups(dim, scan)
+        self.attn = ModulatedGroups(dim, scan, None)  # of one token there is nothing to run back over
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
@@ -185,6 +189,10 @@ class GroupMamba(PretrainedMixin, HierarchicalModel):
         scan: scan order by name, with options, or one per block and one for the class block: see `GroupScan`.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        local_scan: steps of the segments within which a scan also runs back (LBMamba), 0 for the published choice by length; None
+            for no such scan.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
+        global_residual: residual connections past whole stages (Res-VMamba).
     """
 
     official_layout = LAYOUT
@@ -202,13 +210,19 @@ class GroupMamba(PretrainedMixin, HierarchicalModel):
         scan: ScanChoice = "group",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_scan: int | None = None,
+        shuffle_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         scans = iter(layer_scans(scan, sum(depths) + 1))
         last = len(dims) - 1
         stages = []
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             blocks: list[nn.Module] = [
-                GroupMambaBlock(dims[i], scan=next(scans), drop_path=rate, mlp_ratio=mlp_ratios[i]) for rate in rates
+                GroupMambaBlock(
+                    dims[i], scan=next(scans), drop_path=rate, mlp_ratio=mlp_ratios[i], local_scan=local_scan
+                )
+                for rate in rates
             ]
             if i < last:
                 blocks.append(nn.LayerNorm(dims[i], eps=1e-6))
@@ -224,6 +238,8 @@ class GroupMamba(PretrainedMixin, HierarchicalModel):
             strides=tuple(4 * 2**i for i in range(len(depths))),
             norm=nn.Identity(),  # the class block reads the last map as it is
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
+            global_residual=global_residual,
             head=PooledHead(dims[last], num_classes, global_pool, neck=neck, drop_rate=drop_rate, distilled=True),
         )
         self.apply(_init_weights)

@@ -77,6 +77,9 @@ class LocalVim(PretrainedMixin, PlainModel):
         unscan: "published" for the published code's result at H != W, see above.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        local_scan: steps of the segments within which a scan also runs back (LBMamba), 0 for the published choice by length; None
+            for no such scan.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
 
     Raises:
         ValueError: unknown `merge` or `unscan`; `rope` with a class token.
@@ -102,6 +105,8 @@ class LocalVim(PretrainedMixin, PlainModel):
         unscan: Literal["exact", "published"] = "exact",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_scan: int | None = None,
+        shuffle_rate: float = 0.0,
     ) -> None:
         if merge not in ("gate", "search"):
             raise ValueError(f"merge must be 'gate' or 'search', got {merge!r}")
@@ -128,6 +133,7 @@ class LocalVim(PretrainedMixin, PlainModel):
                 dt_rank=math.ceil(dim / 16),
                 merge=GatedMerge(2 * dim) if merge == "gate" else SearchMerge(2 * dim, patches),
                 slots=isinstance(order, WithSlots),
+                local_scan=local_scan,
             )
             unscan_order = None if table is None else tokens(table)
             blocks.append(LocalVimBlock(dim, scan=order, unscan=unscan_order, mixer=mixer, drop_path=rate))
@@ -145,6 +151,7 @@ class LocalVim(PretrainedMixin, PlainModel):
             blocks=blocks,
             norm=nn.RMSNorm(dim, eps=1e-5),
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
         )
         self._init_weights()
 

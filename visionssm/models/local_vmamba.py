@@ -64,6 +64,11 @@ class LocalVMamba(PretrainedMixin, HierarchicalModel):
         unscan: "published" for the published code's result at H != W, see above.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        local_scan: steps of the segments within which a scan also runs back (LBMamba), 0 for the published choice by length; None
+            for no such scan.
+        low_rank: rank of the state transition (low-rank SS2D), at most `d_state`; None for all of it.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
+        global_residual: residual connections past whole stages (Res-VMamba).
 
     Raises:
         ValueError: unknown `merge` or `unscan`.
@@ -85,6 +90,10 @@ class LocalVMamba(PretrainedMixin, HierarchicalModel):
         unscan: Literal["exact", "published"] = "exact",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_scan: int | None = None,
+        low_rank: int | None = None,
+        shuffle_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         if merge not in ("gate", "search"):
             raise ValueError(f"merge must be 'gate' or 'search', got {merge!r}")
@@ -103,6 +112,8 @@ class LocalVMamba(PretrainedMixin, HierarchicalModel):
                 dt_rank=math.ceil(width / 16),
                 merge=joint,
                 unscan=published_unscan(order) if unscan == "published" else None,
+                local_scan=local_scan,
+                low_rank=low_rank,
             )
 
         dims = tuple(dim * 2**i for i in range(len(depths)))
@@ -122,6 +133,8 @@ class LocalVMamba(PretrainedMixin, HierarchicalModel):
             strides=tuple(4 * 2**i for i in range(len(depths))),
             norm=nn.LayerNorm(dims[-1]),
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
+            global_residual=global_residual,
         )
         self.apply(_init_linear)
 

@@ -201,6 +201,7 @@ class Mamba2D(PretrainedMixin, HierarchicalModel):
             per scanning block, along whose routes an ordinary selective scan runs instead.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        global_residual: residual connections past whole stages (Res-VMamba).
 
     Raises:
         ValueError: an argument that is not accepted.
@@ -222,6 +223,7 @@ class Mamba2D(PretrainedMixin, HierarchicalModel):
         scan: ScanChoice | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         if len(dims) != len(depths):
             raise ValueError(f"dims {dims} and depths {depths} must have one entry per stage")
@@ -254,6 +256,7 @@ class Mamba2D(PretrainedMixin, HierarchicalModel):
             strides=tuple(4 << i for i in range(len(dims))),
             norm=nn.Identity(),
             drop_rate=drop_rate,
+            global_residual=global_residual,
             head=PooledHead(hidden, num_classes, global_pool, neck=neck, drop_rate=drop_rate),
         )
         self.head_hidden_size = hidden

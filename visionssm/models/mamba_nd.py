@@ -45,14 +45,22 @@ class MambaNDBlock(nn.Module):
         scan: order of the positions.
         d_state: N.
         drop_path: rate of stochastic depth.
+        local_scan: see the model.
     """
 
-    def __init__(self, dim: int, *, scan: ScanOrder, d_state: int, drop_path: float) -> None:
+    def __init__(
+        self, dim: int, *, scan: ScanOrder, d_state: int, drop_path: float, local_scan: int | None = None
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.route_table = RouteTable(scan)
         self.mixer = SequenceScan(
-            dim, routes=scan.num_routes, d_inner=2 * dim, d_state=d_state, dt_rank=math.ceil(dim / 16)
+            dim,
+            routes=scan.num_routes,
+            d_inner=2 * dim,
+            d_state=d_state,
+            dt_rank=math.ceil(dim / 16),
+            local_scan=local_scan,
         )
         self.drop_path = DropPath(drop_path)
 
@@ -79,6 +87,9 @@ class MambaND(PretrainedMixin, HierarchicalModel):
         pos_drop_rate: dropout after the position embedding.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last layer, falling linearly to 0 at the first.
+        local_scan: steps of the segments within which a scan also runs back (LBMamba), 0 for the published choice by length; None
+            for no such scan.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
 
     Raises:
         ValueError: `merge_after` names layers that are not there.
@@ -102,13 +113,17 @@ class MambaND(PretrainedMixin, HierarchicalModel):
         pos_drop_rate: float = 0.0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_scan: int | None = None,
+        shuffle_rate: float = 0.0,
     ) -> None:
         if not set(merge_after) <= set(range(depth)):
             raise ValueError(f"merge_after must lie in 0..{depth - 1}, got {merge_after}")
         (rates,) = drop_path_rates(drop_path_rate, (depth,))
         stages, strides, stride = [], [], patch_size
         for i, (rate, order) in enumerate(zip(rates, layer_scans(scan, depth), strict=True)):
-            blocks: list[nn.Module] = [MambaNDBlock(dim, scan=order, d_state=d_state, drop_path=rate)]
+            blocks: list[nn.Module] = [
+                MambaNDBlock(dim, scan=order, d_state=d_state, drop_path=rate, local_scan=local_scan)
+            ]
             if i in merge_after:
                 blocks.append(PatchMerging(dim, dim))
                 stride *= 2
@@ -125,6 +140,7 @@ class MambaND(PretrainedMixin, HierarchicalModel):
             strides=tuple(strides),
             norm=nn.LayerNorm(dim, eps=1e-6),
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
             head=PooledHead(dim, num_classes, global_pool, neck=neck, drop_rate=drop_rate),
         )
         trunc_normal_(self.stem.pos_embed, std=0.02)

@@ -69,9 +69,12 @@ class WideBranch(nn.Module):
         scan: order of the routes.
         kernel_size: side of the wavelets' kernel.
         ssm_ratio: inner width of the scan over `dim`.
+        local_scan: see the model.
     """
 
-    def __init__(self, dim: int, *, scan: ScanOrder, kernel_size: int, ssm_ratio: float) -> None:
+    def __init__(
+        self, dim: int, *, scan: ScanOrder, kernel_size: int, ssm_ratio: float, local_scan: int | None
+    ) -> None:
         super().__init__()
         self.mixer = ImageScan(
             dim,
@@ -80,6 +83,7 @@ class WideBranch(nn.Module):
             d_state=1,
             dt_rank=math.ceil(dim / 16),
             project=LinearNorm,
+            local_scan=local_scan,
         )
         for parameter in (self.mixer.dt_proj, self.mixer.dt_bias):
             nn.init.uniform_(parameter, 0, 0.1)
@@ -101,16 +105,25 @@ class SplitMixer(nn.Module):
         local: share of the channels that is convolved.
         kernel_size: side of the kernels of both.
         ssm_ratio: inner width of the scan over its channels.
+        local_scan: see the model.
     """
 
     def __init__(
-        self, dim: int, *, scan: ScanOrder, wide: float, local: float, kernel_size: int, ssm_ratio: float
+        self,
+        dim: int,
+        *,
+        scan: ScanOrder,
+        wide: float,
+        local: float,
+        kernel_size: int,
+        ssm_ratio: float,
+        local_scan: int | None,
     ) -> None:
         super().__init__()
         scanned = (int(wide * dim) + 8) // 16 * 16
         convolved = min(int(local * dim), dim - scanned)
         self.parts = (scanned, convolved, dim - scanned - convolved)
-        self.wide = WideBranch(scanned, scan=scan, kernel_size=kernel_size, ssm_ratio=ssm_ratio)
+        self.wide = WideBranch(scanned, scan=scan, kernel_size=kernel_size, ssm_ratio=ssm_ratio, local_scan=local_scan)
         self.local = nn.Sequential(
             ConvNorm(convolved, convolved, kernel_size, groups=convolved),
             nn.ReLU(),
@@ -192,6 +205,10 @@ class MobileMamba(PretrainedMixin, HierarchicalModel):
         scan: scan order by name, with options, or one per block.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        local_scan: steps of the segments within which a scan also runs back (LBMamba), 0 for the published choice by length; None
+            for no such scan.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
+        global_residual: residual connections past whole stages (Res-VMamba).
     """
 
     official_layout = LAYOUT
@@ -211,6 +228,9 @@ class MobileMamba(PretrainedMixin, HierarchicalModel):
         scan: ScanChoice = "bidirectional",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_scan: int | None = None,
+        shuffle_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         scans = iter(layer_scans(scan, sum(depths)))
         stages = []
@@ -218,7 +238,13 @@ class MobileMamba(PretrainedMixin, HierarchicalModel):
             blocks: list[nn.Module] = []
             for rate in rates:
                 mixer = SplitMixer(
-                    dim, scan=next(scans), wide=wide[i], local=local[i], kernel_size=kernels[i], ssm_ratio=ssm_ratio
+                    dim,
+                    scan=next(scans),
+                    wide=wide[i],
+                    local=local[i],
+                    kernel_size=kernels[i],
+                    ssm_ratio=ssm_ratio,
+                    local_scan=local_scan,
                 )
                 blocks.append(MobileMambaBlock(dim, mixer=mixer, drop_path=rate))
             stages.append(Stage(MergingWithPairs(dims[i - 1], dim) if i else nn.Identity(), blocks))
@@ -232,6 +258,8 @@ class MobileMamba(PretrainedMixin, HierarchicalModel):
             strides=tuple(16 * 2**i for i in range(len(depths))),
             norm=nn.Identity(),  # the head norms what is pooled
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
+            global_residual=global_residual,
             head=PooledHead(dims[-1], num_classes, global_pool, neck=nn.BatchNorm1d(dims[-1]), drop_rate=drop_rate),
         )
         self._init_weights()

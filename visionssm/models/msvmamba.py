@@ -96,6 +96,10 @@ class MSVMamba(PretrainedMixin, HierarchicalModel):
             detectors have them.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        local_scan: steps of the segments within which a scan also runs back (LBMamba), 0 for the published choice by length; None
+            for no such scan.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
+        global_residual: residual connections past whole stages (Res-VMamba).
 
     Raises:
         ValueError: unknown generation.
@@ -120,6 +124,9 @@ class MSVMamba(PretrainedMixin, HierarchicalModel):
         stage_norms: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_scan: int | None = None,
+        shuffle_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         if generation not in (1, 3):
             raise ValueError(f"generation must be 1 or 3, got {generation!r}")
@@ -140,6 +147,7 @@ class MSVMamba(PretrainedMixin, HierarchicalModel):
                     gate=gate,
                     norm="sum" if third else "routes",
                     upsample="nearest" if third else "bilinear",
+                    local_scan=local_scan,
                 )
                 blocks.append(MSVMambaBlock(width, mixer=mixer, drop_path=rate, mlp_ratio=mlp_ratio, post_norm=third))
             smaller = downsample(dims[i - 1], width) if i else nn.Identity()
@@ -154,6 +162,8 @@ class MSVMamba(PretrainedMixin, HierarchicalModel):
             strides=tuple(4 * 2**i for i in range(len(depths))),
             norm=nn.Identity() if stage_norms else nn.LayerNorm(dims[-1]),
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
+            global_residual=global_residual,
         )
         self.generation = generation
         self.apply(_init_linear)

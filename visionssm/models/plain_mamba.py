@@ -118,6 +118,9 @@ class PlainMamba(PretrainedMixin, PlainModel):
         align: which position's dt, B and C the scan takes, see `DirectionScan`; released weights need "published".
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        local_scan: steps of the segments within which a scan also runs back (LBMamba), 0 for the published choice by length; None
+            for no such scan.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
     """
 
     official_layout = LAYOUT
@@ -138,6 +141,8 @@ class PlainMamba(PretrainedMixin, PlainModel):
         align: Literal["published", "exact"] = "published",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_scan: int | None = None,
+        shuffle_rate: float = 0.0,
     ) -> None:
         if not set(local_blocks) <= set(range(depth)):
             raise ValueError(f"local_blocks must lie in 0..{depth - 1}, got {local_blocks}")
@@ -145,7 +150,13 @@ class PlainMamba(PretrainedMixin, PlainModel):
         blocks: list[nn.Module] = []
         for i, (rate, order) in enumerate(zip(rates, layer_scans(scan, depth), strict=True)):
             mixer = DirectionScan(
-                dim, scan=order, d_inner=2 * dim, d_state=d_state, dt_rank=math.ceil(dim / 16), align=align
+                dim,
+                scan=order,
+                d_inner=2 * dim,
+                d_state=d_state,
+                dt_rank=math.ceil(dim / 16),
+                align=align,
+                local_scan=local_scan,
             )
             blocks.append(PlainMambaBlock(dim, mixer=mixer, drop_path=rate, local=i in local_blocks))
         super().__init__(
@@ -161,6 +172,7 @@ class PlainMamba(PretrainedMixin, PlainModel):
             blocks=blocks,
             norm=nn.LayerNorm(dim, eps=1e-6),
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
         )
         self.apply(_init_linear)
         trunc_normal_(self.pos_embed, std=0.02)

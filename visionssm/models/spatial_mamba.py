@@ -131,6 +131,8 @@ class SpatialMamba(PretrainedMixin, HierarchicalModel):
         scan: scan order by name, with options, or one per block.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
+        global_residual: residual connections past whole stages (Res-VMamba).
     """
 
     official_layout = LAYOUT
@@ -147,6 +149,8 @@ class SpatialMamba(PretrainedMixin, HierarchicalModel):
         scan: ScanChoice = "raster",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        shuffle_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         dims = tuple(dim * 2**i for i in range(len(depths)))
         scans = iter(layer_scans(scan, sum(depths)))
@@ -168,6 +172,8 @@ class SpatialMamba(PretrainedMixin, HierarchicalModel):
             strides=tuple(4 * 2**i for i in range(len(depths))),
             norm=nn.LayerNorm(dims[-1]),
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
+            global_residual=global_residual,
         )
         self.apply(_init_linear)
 

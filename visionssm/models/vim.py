@@ -5,6 +5,10 @@ Differs from the published code: the hidden state and the residual, carried as a
 sum); the two routes' parameters are stacked; images of another size resize the position embedding on the way.
 When a checkpoint of another grid is loaded, the class token's entry is taken from the middle, where the published models have
 it; `position_resize="published"` does as the published code, which takes the first entry for it.
+
+LBVim (LBMamba, arXiv 2506.15976; cvlab-stonybrook/LBMamba@5215551, no licence stated) is the same backbone with one route in a
+layer, forward and backward in turns, scanned back within short segments; no class token, mean pooling. No weights are published,
+and its largest variant, with an attention head, is not here.
 """
 
 from __future__ import annotations
@@ -70,6 +74,9 @@ class Vim(PretrainedMixin, PlainModel):
         scan: scan order of the patches by name, with options, or one per block; the class token joins in the middle.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        local_scan: steps of the segments within which a scan also runs back (LBMamba), 0 for the published choice by length; None
+            for no such scan.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
         position_resize: how a checkpoint's position embedding is resized to another grid, see above.
     """
 
@@ -91,6 +98,8 @@ class Vim(PretrainedMixin, PlainModel):
         scan: ScanChoice = "bidirectional",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_scan: int | None = None,
+        shuffle_rate: float = 0.0,
         position_resize: Literal["exact", "published"] = "exact",
     ) -> None:
         if position_resize not in ("exact", "published"):
@@ -105,6 +114,7 @@ class Vim(PretrainedMixin, PlainModel):
                 d_state=d_state,
                 dt_rank=math.ceil(dim / 16),
                 scale=1 / order.num_routes,
+                local_scan=local_scan,
             )
             tokens = with_token(order) if class_token else order
             blocks.append(VimBlock(dim, scan=tokens, mixer=mixer, drop_path=rate))
@@ -121,6 +131,7 @@ class Vim(PretrainedMixin, PlainModel):
             blocks=blocks,
             norm=nn.RMSNorm(dim, eps=1e-5),
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
         )
         self.position_resize = position_resize
         self._init_weights()
@@ -198,6 +209,15 @@ def _cfg(repo: str = "", file: str = "", **kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _local_cfg() -> dict[str, Any]:
+    return _cfg(
+        license="none",  # the authors state none
+        origin_url="https://github.com/cvlab-stonybrook/LBMamba",
+        paper_name="LBMamba: Locally Bi-directional Mamba",
+        paper_ids="arXiv:2506.15976",
+    )
+
+
 default_cfgs = generate_default_cfgs(
     {
         "vim_tiny.in1k": _cfg("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth"),
@@ -206,6 +226,9 @@ default_cfgs = generate_default_cfgs(
         "vim_small_stride8.in1k": _cfg("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth"),
         "vim_base.in1k": _cfg("Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth"),
         "vim_nano.untrained": _cfg(input_size=(3, 64, 64)),
+        "lbvim_tiny.untrained": _local_cfg(),
+        "lbvim_300.untrained": _local_cfg(),
+        "lbvim_small.untrained": _local_cfg(),
     }
 )
 
@@ -258,3 +281,24 @@ def vim_nano(pretrained: bool = False, **kwargs: Any) -> Vim:
     return _create(
         "vim_nano", pretrained, {"img_size": 64, "patch_size": 8, "stride": 8, "dim": 96, "depth": 12}, kwargs
     )
+
+
+_LOCAL = {"class_token": False, "scan": {"name": "alternate", "scan": "bidirectional"}, "local_scan": 0}
+
+
+@register("classification")
+def lbvim_tiny(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """LBVim-Ti."""
+    return _create("lbvim_tiny", pretrained, _LOCAL, kwargs)
+
+
+@register("classification")
+def lbvim_300(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """LBVim with 300 channels."""
+    return _create("lbvim_300", pretrained, {**_LOCAL, "dim": 300}, kwargs)
+
+
+@register("classification")
+def lbvim_small(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """LBVim-S."""
+    return _create("lbvim_small", pretrained, {**_LOCAL, "dim": 384}, kwargs)

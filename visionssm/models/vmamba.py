@@ -90,6 +90,11 @@ class VMamba(PretrainedMixin, HierarchicalModel):
         merge: how the routes of a scan are joined: "sum", "mean", "gated", "shuffle", "route" or "concat".
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        local_scan: steps of the segments within which a scan also runs back (LBMamba), 0 for the published choice by length; None
+            for no such scan.
+        low_rank: rank of the state transition (low-rank SS2D), at most `d_state`; None for all of it.
+        shuffle_rate: chance with which the last block's tokens are shuffled in training, falling linearly to 0 at the first.
+        global_residual: residual connections past whole stages (Res-VMamba).
     """
 
     official_layout = LAYOUT
@@ -112,6 +117,10 @@ class VMamba(PretrainedMixin, HierarchicalModel):
         merge: str = "sum",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        local_scan: int | None = None,
+        low_rank: int | None = None,
+        shuffle_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         dims = tuple(dim * 2**i for i in range(len(depths)))
         scans = layer_scans(scan, sum(depths), content=True)
@@ -130,6 +139,8 @@ class VMamba(PretrainedMixin, HierarchicalModel):
                     conv_bias=conv_bias,
                     gate=gate,
                     merge=merge,
+                    local_scan=local_scan,
+                    low_rank=low_rank,
                 )
                 rate = rates[i][j]
                 block = ScanMlpBlock(width, mixer, rate, mlp_ratio) if mlp_ratio else ScanBlock(width, mixer, rate)
@@ -145,6 +156,8 @@ class VMamba(PretrainedMixin, HierarchicalModel):
             strides=tuple(4 * 2**i for i in range(len(depths))),
             norm=nn.LayerNorm(dims[-1]),
             drop_rate=drop_rate,
+            shuffle_rate=shuffle_rate,
+            global_residual=global_residual,
         )
         self.apply(_init_linear)
 

@@ -135,6 +135,7 @@ class VSSD(PretrainedMixin, HierarchicalModel):
             detectors have them.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, falling linearly to 0 at the first.
+        global_residual: residual connections past whole stages (Res-VMamba).
     """
 
     official_layout = LAYOUT
@@ -154,6 +155,7 @@ class VSSD(PretrainedMixin, HierarchicalModel):
         stage_norms: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        global_residual: bool = False,
     ) -> None:
         dims = tuple(dim * 2**i for i in range(len(depths)))
         stages = []
@@ -177,6 +179,7 @@ class VSSD(PretrainedMixin, HierarchicalModel):
             strides=tuple(4 * 2**i for i in range(len(depths))),
             norm=nn.Identity() if stage_norms else nn.LayerNorm(dims[-1]),
             drop_rate=drop_rate,
+            global_residual=global_residual,
         )
         self.apply(_init_linear)
 

@@ -122,13 +122,13 @@ def _table(order: Tensor | None) -> tuple[int, int, int, int]:
 
 def _problem(
     plan: Plan, batch: int, positions: int, A: Tensor, D: Tensor | None, bias: Tensor | None, order: Tensor | None,
-    softplus: bool, counter: int,
+    softplus: bool, counter: int, segment: int, phase: int,
 ) -> Problem:  # fmt: skip
     K, channels, N = A.shape
     steps = positions if order is None else order.shape[-1]
     return Problem(
         batch, positions, channels, N, K, steps, int(softplus), _data(A), _data(D), _data(bias), *_table(order),
-        plan.width, plan.blocks, int(plan.split), counter,
+        plan.width, plan.blocks, int(plan.split), counter, segment, phase,
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _sink(shape: tuple[int, int, int, int], plan: Plan, adding: bool, dtype: tor
 
 def routed_scan_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, order: Tensor | None,
-    softplus: bool, merge: str, save_checkpoints: bool, save_states: bool,
+    softplus: bool, merge: str, save_checkpoints: bool, save_states: bool, segment: int = 0, phase: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, checkpoints, states: see the contract in `visionssm_kernels.ops`."""
     u, delta, B, C = _rows(u), _rows(delta), _rows(B), _rows(C)
@@ -160,7 +160,7 @@ def routed_scan_forward(
 
     def job(counter: int) -> ForwardJob:
         return ForwardJob(
-            _problem(plan, batch, positions, A, D, bias, order, softplus, counter),
+            _problem(plan, batch, positions, A, D, bias, order, softplus, counter, segment, phase),
             refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), sink, _data(checkpoints),
             _data(states),
         )  # fmt: skip
@@ -174,6 +174,7 @@ def routed_scan_forward(
 def routed_scan_backward(
     grad_y: Tensor, grad_states: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
     bias: Tensor | None, order: Tensor | None, softplus: bool, merge: str, checkpoints: Tensor,
+    segment: int = 0, phase: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """The gradients of all inputs: see the contract in `visionssm_kernels.ops`."""
     grad_y = _rows(grad_y).unsqueeze(2) if merge == "sum" else _rows(grad_y)
@@ -193,7 +194,7 @@ def routed_scan_backward(
 
     def job(counter: int) -> BackwardJob:
         return BackwardJob(
-            _problem(plan, batch, positions, A_, D_, bias_, order, softplus, counter),
+            _problem(plan, batch, positions, A_, D_, bias_, order, softplus, counter, segment, phase),
             refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), refer(grad_y, shared=merge == "sum"),
             du_sink, refer(ddelta), refer(dB.flatten(0, 1)), refer(dC.flatten(0, 1)), 4 * batch * positions * K * N,
             _data(dA), _data(dD), _data(dbias), _data(checkpoints), _data(grad_states),

@@ -93,6 +93,8 @@ class Problem(NamedTuple):
     blocks: int  # of channels
     split: int  # 1: a task is one route, 0: all of them
     counter: int  # address of the next task's number
+    segment: int  # the state restarts before step t where (t + phase) % segment == 0; 0: never
+    phase: int
 
 
 class ForwardJob(NamedTuple):
@@ -136,6 +138,17 @@ class ReduceJob(NamedTuple):
 @compiled
 def _tasks(problem):
     return problem.batch * problem.blocks * (problem.routes if problem.split else 1)
+
+
+@compiled
+def _piece(p, t, end):
+    """Steps from t to the next restart of the state or to `end`."""
+    return min(end - t, p.segment - (t + p.phase) % p.segment) if p.segment else end - t
+
+
+@compiled
+def _restarts(p, t):
+    return p.segment and (t + p.phase) % p.segment == 0
 
 
 class Coming(NamedTuple):
@@ -242,17 +255,7 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
         steps_of(positions, order, p.order_t, start, steps)
         coming = following[: max(min(T - start - CHUNK, CHUNK), 0)]
         steps_of(coming, order, p.order_t, start + CHUNK, len(coming))
-        if single and first:
-            scan_rows(
-                width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a, h,
-                here, there, steps,
-            )  # fmt: skip
-        elif single:
-            scan_rows_adding(
-                width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a, h,
-                here, there, steps,
-            )  # fmt: skip
-        else:
+        if not single:
             gather(b_rows, n_vectors, b_at, job.B.l, job.B.kind, positions, steps, N, coming)
             gather(c_rows, n_vectors, c_at, job.C.l, job.C.kind, positions, steps, N, coming)
             if whole:
@@ -265,37 +268,57 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
                 gather(dt, width, delta_at, job.delta.l, job.delta.kind, positions, steps, channels, positions[:0])
                 _time_steps(dt, bias, width, steps, p.softplus, following, next_delta)
                 _inputs_and_skip(x, dt, y, skip, width, steps, following, next_u)
+        t = 0
+        while t < steps:  # up to the next restart of the state
+            count = _piece(p, start + t, start + steps)
+            if _restarts(p, start + t):
+                zero(h, N * width)
+            if single and first:
+                scan_rows(
+                    width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a, h,
+                    here + 8 * t, there + 8 * t, count,
+                )  # fmt: skip
+            elif single:
+                scan_rows_adding(
+                    width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a, h,
+                    here + 8 * t, there + 8 * t, count,
+                )  # fmt: skip
+            for v in range(0 if single else width):
+                column = t * row + v * LANES_BYTES
+                xv, dtv, yv, bt, ct = x + column, dt + column, y + column, b_rows + t * pitch, c_rows + t * pitch
+                n = 0
+                while n < N:
+                    at = (v * N + n) * LANES_BYTES
+                    bn, cn, an, hn = bt + 4 * n, ct + 4 * n, a + at, h + at
+                    if states is None:
+                        if N - n >= 8:
+                            size = 8
+                            scan_forward(8, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, count)
+                        elif N - n >= 4:
+                            size = 4
+                            scan_forward(4, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, count)
+                        elif N - n >= 2:
+                            size = 2
+                            scan_forward(2, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, count)
+                        else:
+                            size = 1
+                            scan_forward(1, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, count)
+                    else:
+                        if N - n >= 4:
+                            size = 4
+                            scan_forward_keep(4, dtv, xv, yv, row, bn, cn, pitch, an, hn, kept, 0, count)
+                        else:
+                            size = 1
+                            scan_forward_keep(1, dtv, xv, yv, row, bn, cn, pitch, an, hn, kept, 0, count)
+                        for i in range(count):
+                            if positions[t + i] >= 0:
+                                target = states_at + positions[t + i] * states_row + (v * LANES * N + n) * 4
+                                to_rows(
+                                    kept + i * size * LANES_BYTES, LANES_BYTES, target, channels - v * LANES, size, N
+                                )
+                    n += size
+            t += count
         for v in range(width):
-            xv, dtv, yv = x + v * LANES_BYTES, dt + v * LANES_BYTES, y + v * LANES_BYTES
-            n = N if single else 0
-            while n < N:
-                at = (v * N + n) * LANES_BYTES
-                bn, cn, an, hn = b_rows + 4 * n, c_rows + 4 * n, a + at, h + at
-                if states is None:
-                    if N - n >= 8:
-                        size = 8
-                        scan_forward(8, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, steps)
-                    elif N - n >= 4:
-                        size = 4
-                        scan_forward(4, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, steps)
-                    elif N - n >= 2:
-                        size = 2
-                        scan_forward(2, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, steps)
-                    else:
-                        size = 1
-                        scan_forward(1, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, steps)
-                else:
-                    if N - n >= 4:
-                        size = 4
-                        scan_forward_keep(4, dtv, xv, yv, row, bn, cn, pitch, an, hn, kept, 0, steps)
-                    else:
-                        size = 1
-                        scan_forward_keep(1, dtv, xv, yv, row, bn, cn, pitch, an, hn, kept, 0, steps)
-                    for t in range(steps):
-                        if positions[t] >= 0:
-                            target = states_at + positions[t] * states_row + (v * LANES * N + n) * 4
-                            to_rows(kept + t * size * LANES_BYTES, LANES_BYTES, target, channels - v * LANES, size, N)
-                n += size
             if job.checkpoints:
                 target = checkpoint + (chunk * p.channels + v * LANES) * N * 4
                 to_rows(h + v * N * LANES_BYTES, LANES_BYTES, target, channels - v * LANES, N, N)
@@ -462,12 +485,23 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
                             target = dh + (t * size + i) * LANES_BYTES
                             source = states_at + positions[t] * states_row + (v * LANES * N + n + i) * 4
                             _strided(target, source, N, left if positions[t] >= 0 else 0)
-                if size == 4:
-                    scan_replay(4, dtv, xv, 0, row, bn, cn, pitch, a2n, hn, kept, decays, steps)
-                elif size == 2:
-                    scan_replay(2, dtv, xv, 0, row, bn, cn, pitch, a2n, hn, kept, decays, steps)
-                else:
-                    scan_replay(1, dtv, xv, 0, row, bn, cn, pitch, a2n, hn, kept, decays, steps)
+                t = 0
+                while t < steps:  # up to the next restart of the state
+                    count = _piece(p, start + t, start + steps)
+                    kept_t, decays_t = kept + t * size * LANES_BYTES, decays + t * size * LANES_BYTES
+                    dtt, xt, bt, ct = dtv + t * row, xv + t * row, bn + t * pitch, cn + t * pitch
+                    restarts = _restarts(p, start + t)
+                    if restarts:
+                        zero(hn, size)
+                    if size == 4:
+                        scan_replay(4, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
+                    elif size == 2:
+                        scan_replay(2, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
+                    else:
+                        scan_replay(1, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
+                    if restarts:
+                        zero(decays_t, size)  # no gradient passes to the steps before
+                    t += count
                 if grad_states is None:
                     if size == 4:
                         scan_backward(4, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,

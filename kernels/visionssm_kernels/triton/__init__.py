@@ -59,22 +59,26 @@ def why_not(device: torch.device, dtype: torch.dtype, d_state: int) -> str | Non
 def routed_scan_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
     order: Tensor | None, softplus: bool, merge: str, save_checkpoints: bool, save_states: bool,
+    segment: int = 0, phase: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(y, checkpoints, states); see `scan.routed_scan_forward`."""
     from . import scan
 
-    return scan.routed_scan_forward(u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states)
+    return scan.routed_scan_forward(
+        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, segment, phase
+    )
 
 
 def routed_scan_backward(
     grad_y: Tensor, grad_states: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, bias: Tensor | None, order: Tensor | None, softplus: bool, merge: str, checkpoints: Tensor,
+    segment: int = 0, phase: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """(du, ddelta, dA, dB, dC, dD, dbias); see `scan.routed_scan_backward`."""
     from . import scan
 
     return scan.routed_scan_backward(
-        grad_y, grad_states, u, delta, A, B, C, D, bias, order, softplus, merge, checkpoints
+        grad_y, grad_states, u, delta, A, B, C, D, bias, order, softplus, merge, checkpoints, segment, phase
     )
 
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 # Arguments that vary from call to call: no kernel of their own for a multiple of 16 or for 1.
-SIZES = ("L", "T", "batch", "chunks")
+SIZES = ("L", "T", "batch", "chunks", "segment", "phase")
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -82,6 +82,17 @@ def step_sizes(deltas, shift, t, T, U: tl.constexpr, SOFTPLUS: tl.constexpr):
     dts = ()
     for i in tl.static_range(U):
         dts = dts + (tl.where(t + i < T, step_size(deltas[i].to(tl.float32) + shift, SOFTPLUS), 0.0),)
+    return dts
+
+
+@triton.jit
+def decay_steps(dts, t, T, segment, phase, U: tl.constexpr, RESTARTS: tl.constexpr):
+    """U rows of dt as the decay shall see them: so large where the state restarts that exp(dt A) is 0."""
+    if RESTARTS:
+        rows = ()
+        for i in tl.static_range(U):
+            rows = rows + (tl.where((t + i < T) & ((t + i + phase) % segment == 0), 1e30, dts[i]),)
+        return rows
     return dts
 
 

@@ -37,6 +37,7 @@ def _route_dtype(u: Tensor, routes: int) -> torch.dtype:
 def routed_scan_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
     order: Tensor | None, softplus: bool, merge: str, save_checkpoints: bool, save_states: bool,
+    segment: int = 0, phase: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """See `visionssm_kernels.routed_scan`.
 
@@ -63,13 +64,13 @@ def routed_scan_forward(
     checkpoints = torch.empty((batch, routes, chunks, dim, d_state), **floats) if save_checkpoints or split else None
     if y.numel() and steps:
         u_strides, delta_strides, B_strides, C_strides = (row_strides(x, routes) for x in (u, delta, B, C))
-        fixed = {"N": d_state, "BD": block, "U": group, "CHUNK": CHUNK, "SOFTPLUS": softplus}
+        fixed = {"N": d_state, "BD": block, "U": group, "CHUNK": CHUNK, "SOFTPLUS": softplus, "RESTARTS": segment > 0}
         fixed |= {"num_warps": 1, "maxnreg": limit}
         with on_device(u):
             if split:
                 dt_sums = torch.empty((batch, routes, chunks, dim), **floats)
                 chunk_state_kernel[grid * chunks,](
-                    u, delta, A, B, bias, order, checkpoints, dt_sums, steps, dim, routes, chunks,
+                    u, delta, A, B, bias, order, checkpoints, dt_sums, steps, dim, routes, chunks, segment, phase,
                     *u_strides, *delta_strides, *B_strides, *table_strides(order), **fixed,
                 )  # fmt: skip
                 chunk_pass_kernel[grid,](
@@ -86,6 +87,7 @@ def routed_scan_forward(
                 )
             scan_forward_kernel[grid * (chunks if split else 1),](
                 u, delta, A, B, C, D, bias, order, y, checkpoints, states, length, steps, dim, routes, chunks,
+                segment, phase,
                 *u_strides, *delta_strides, *B_strides, *C_strides, *table_strides(order), SPLIT=split, **fixed,
             )  # fmt: skip
     elif checkpoints is not None:
@@ -99,6 +101,7 @@ def routed_scan_forward(
 def routed_scan_backward(
     grad_y: Tensor, grad_states: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, bias: Tensor | None, order: Tensor | None, softplus: bool, merge: str, checkpoints: Tensor,
+    segment: int = 0, phase: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of u, delta, A, B, C, D and bias in the shapes and dtypes of these; None for a D or bias that is None."""
     grad_y, u, delta, order = (unit_rows(x) for x in (grad_y, u, delta, order))
@@ -126,7 +129,7 @@ def routed_scan_backward(
     grad_strides, u_strides, delta_strides, B_strides, C_strides = (
         row_strides(x, routes if x is not grad_y or merge == "none" else -1) for x in (grad_y, u, delta, B, C)
     )
-    fixed = {"N": d_state, "BD": block, "U": group, "CHUNK": CHUNK, "SOFTPLUS": softplus}
+    fixed = {"N": d_state, "BD": block, "U": group, "CHUNK": CHUNK, "SOFTPLUS": softplus, "RESTARTS": segment > 0}
     fixed |= {"num_warps": 1, "maxnreg": limit}
     with on_device(u):
         if parts > 1:
@@ -134,6 +137,7 @@ def routed_scan_backward(
             dt_sums = torch.empty((batch, routes, chunks, dim), **floats)
             chunk_carry_kernel[grid * chunks,](
                 grad_y, grad_states, delta, A, C, bias, order, carries, dt_sums, length, steps, dim, routes, chunks,
+                segment, phase,
                 *grad_strides, *delta_strides, *C_strides, *table_strides(order), **fixed,
             )  # fmt: skip
             chunk_pass_kernel[grid,](
@@ -141,7 +145,7 @@ def routed_scan_backward(
             )
         scan_backward_kernel[grid * parts,](
             grad_y, grad_states, u, delta, A, B, C, D, bias, order, checkpoints, carries, parked,
-            du, ddelta, dA, dBC, dD, dbias, length, steps, dim, batch, routes, chunks,
+            du, ddelta, dA, dBC, dD, dbias, length, steps, dim, batch, routes, chunks, segment, phase,
             *grad_strides, *u_strides, *delta_strides, *B_strides, *C_strides, *table_strides(order),
             STAGES=fold_stages(d_state, block), **fixed,
         )  # fmt: skip

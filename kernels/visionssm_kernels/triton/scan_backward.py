@@ -20,7 +20,7 @@ once, du and ddelta written once; 16 N / BD bytes of dBC written and read, 8 N /
 import triton
 import triton.language as tl
 
-from .common import LOG2_E, SIZES, advance, load_channels, load_positions, load_rows, sigmoid, step_sizes
+from .common import LOG2_E, SIZES, advance, decay_steps, load_channels, load_positions, load_rows, sigmoid, step_sizes
 
 
 @triton.jit
@@ -59,10 +59,10 @@ def fold_offsets(N: tl.constexpr, STAGES: tl.constexpr):
 def scan_backward_kernel(
     grad_y, grad_states, u, delta, A, B, C, D, bias, order, checkpoints, carries, parked,
     du, ddelta, dA, dBC, dD, dbias,
-    L, T, dim, batch, routes, chunks,
+    L, T, dim, batch, routes, chunks, segment, phase,
     grad_b, grad_l, grad_k, u_b, u_l, u_k, delta_b, delta_l, delta_k, B_b, B_l, B_k, C_b, C_l, C_k, order_b, order_k,
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, RESTARTS: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch x routes x blocks x (chunks if carries else 1)); dA, dD and dbias have a slice for each program
     of a block."""
@@ -123,8 +123,9 @@ def scan_backward_kernel(
             deltas = load_rows(delta, positions, delta_l, d, inside, U)
             Bs = load_rows(B, positions, B_l, n, tile_inside, U)
             dts = step_sizes(deltas, shift, t, T, U, SOFTPLUS)
+            spans = decay_steps(dts, t, T, segment, phase, U, RESTARTS)
             for i in tl.static_range(U):
-                h = advance(h, tl.exp2(decay_rate * dts[i][None, :]), dts[i], us[i], Bs[i])
+                h = advance(h, tl.exp2(decay_rate * spans[i][None, :]), dts[i], us[i], Bs[i])
         tl.store(parked + (groups - 1) * N * BD + parking, h)
         tl.debug_barrier()
 
@@ -139,10 +140,11 @@ def scan_backward_kernel(
             Bs = load_rows(B, positions, B_l, n, tile_inside, U)
             Cs = load_rows(C, positions, C_l, n, tile_inside, U)
             dts = step_sizes(deltas, shift, t, T, U, SOFTPLUS)
+            spans = decay_steps(dts, t, T, segment, phase, U, RESTARTS)
             decays = ()
             states = (h,)
             for i in tl.static_range(U):
-                decays = decays + (tl.exp2(decay_rate * dts[i][None, :]),)
+                decays = decays + (tl.exp2(decay_rate * spans[i][None, :]),)
                 states = states + (advance(states[i], decays[i], dts[i], us[i], Bs[i]),)
             for i in tl.static_range(U - 1, -1, -1):
                 visited = positions[i] >= 0
@@ -180,9 +182,10 @@ def scan_backward_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def chunk_carry_kernel(
     grad_y, grad_states, delta, A, C, bias, order, carries, dt_sums,
-    L, T, dim, routes, chunks,
+    L, T, dim, routes, chunks, segment, phase,
     grad_b, grad_l, grad_k, delta_b, delta_l, delta_k, C_b, C_l, C_k, order_b, order_k,
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
+    RESTARTS: tl.constexpr,
 ):  # fmt: skip
     """Gradient that every chunk hands to the one before it, a_t g_t at its first step, with nothing from later
     chunks; and its sum of dt.
@@ -218,13 +221,14 @@ def chunk_carry_kernel(
         grads = load_rows(grad_y, positions, grad_l, d, inside, U)
         Cs = load_rows(C, positions, C_l, n, tile_inside, U)
         dts = step_sizes(deltas, shift, t, T, U, SOFTPLUS)
+        spans = decay_steps(dts, t, T, segment, phase, U, RESTARTS)
         for i in tl.static_range(U - 1, -1, -1):
             g = carry + grads[i].to(tl.float32)[None, :] * Cs[i].to(tl.float32)
             if grad_states is not None:
                 place = ((b * L + positions[i]) * routes + k) * dim * N
                 g += tl.load(grad_states + place + tile, mask=tile_inside & (positions[i] >= 0), other=0.0)
-            carry = g * tl.exp2(decay_rate * dts[i][None, :])
-            dt_sum += dts[i]
+            carry = g * tl.exp2(decay_rate * spans[i][None, :])
+            dt_sum += spans[i]
     place = ((b * routes + k) * chunks + c) * dim
     tl.store(carries + place * N + tile, carry, mask=tile_inside)
     tl.store(dt_sums + place + d, dt_sum, mask=inside)

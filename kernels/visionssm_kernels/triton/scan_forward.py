@@ -18,15 +18,16 @@ a chunk needs only the sum of its dt), then every chunk from its true start.
 import triton
 import triton.language as tl
 
-from .common import LOG2_E, SIZES, advance, load_channels, load_positions, load_rows, step_sizes
+from .common import LOG2_E, SIZES, advance, decay_steps, load_channels, load_positions, load_rows, step_sizes
 
 
 @triton.jit(do_not_specialize=SIZES)
 def scan_forward_kernel(
     u, delta, A, B, C, D, bias, order, y, checkpoints, states,
-    L, T, dim, routes, chunks,
+    L, T, dim, routes, chunks, segment, phase,
     u_b, u_l, u_k, delta_b, delta_l, delta_k, B_b, B_l, B_k, C_b, C_l, C_k, order_b, order_k,
-    N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr, SPLIT: tl.constexpr,
+    N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
+    RESTARTS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch x routes x blocks x (chunks if SPLIT else 1)). With SPLIT, checkpoints are read: they must be final."""
     blocks = tl.cdiv(dim, BD)
@@ -69,8 +70,9 @@ def scan_forward_kernel(
             Bs = load_rows(B, positions, B_l, n, tile_inside, U)
             Cs = load_rows(C, positions, C_l, n, tile_inside, U)
             dts = step_sizes(deltas, shift, t, T, U, SOFTPLUS)
+            spans = decay_steps(dts, t, T, segment, phase, U, RESTARTS)
             for i in tl.static_range(U):
-                h = advance(h, tl.exp2(decay_rate * dts[i][None, :]), dts[i], us[i], Bs[i])
+                h = advance(h, tl.exp2(decay_rate * spans[i][None, :]), dts[i], us[i], Bs[i])
                 out = tl.sum(h * Cs[i].to(tl.float32), axis=0) + skip * us[i].to(tl.float32)
                 visited = positions[i] >= 0
                 tl.store(y + positions[i] * routes * dim + d, out.to(y.dtype.element_ty), mask=inside & visited)
@@ -84,9 +86,10 @@ def scan_forward_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def chunk_state_kernel(
     u, delta, A, B, bias, order, checkpoints, dt_sums,
-    T, dim, routes, chunks,
+    T, dim, routes, chunks, segment, phase,
     u_b, u_l, u_k, delta_b, delta_l, delta_k, B_b, B_l, B_k, order_b, order_k,
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
+    RESTARTS: tl.constexpr,
 ):  # fmt: skip
     """End state of every chunk from a zero start, and its sum of dt (B, K, chunks, D). Grid (batch x routes x
     blocks x chunks)."""
@@ -117,9 +120,10 @@ def chunk_state_kernel(
         deltas = load_rows(delta, positions, delta_l, d, inside, U)
         Bs = load_rows(B, positions, B_l, n, tile_inside, U)
         dts = step_sizes(deltas, shift, t, T, U, SOFTPLUS)
+        spans = decay_steps(dts, t, T, segment, phase, U, RESTARTS)
         for i in tl.static_range(U):
-            h = advance(h, tl.exp2(decay_rate * dts[i][None, :]), dts[i], us[i], Bs[i])
-            dt_sum += dts[i]
+            h = advance(h, tl.exp2(decay_rate * spans[i][None, :]), dts[i], us[i], Bs[i])
+            dt_sum += spans[i]
     place = ((b * routes + k) * chunks + c) * dim
     tl.store(checkpoints + place * N + tile, h, mask=tile_inside)
     tl.store(dt_sums + place + d, dt_sum, mask=inside)
