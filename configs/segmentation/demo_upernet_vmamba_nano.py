@@ -9,17 +9,24 @@ digit_scenes = dict(root="runs/digit_scenes")  # drawn by the tool where they ar
 classes = ("background", *"0123456789")
 palette = [[30, 30, 30], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]]
 palette += [[145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 212]]
-size, width, steps = (128, 128), 32, 800
+size, width, steps = (128, 128), 64, 2400
 
-# nine pixels in ten are background
-loss = dict(class_weight=[0.2] + [1.0] * 10)
 model = dict(
     data_preprocessor=dict(size=size),
     backbone=dict(name="vmamba_nano"),
+    # nine pixels in ten are background
     decode_head=dict(
-        in_channels=[32, 64, 128, 256], channels=width, dropout_ratio=0.0, num_classes=11, loss_decode=loss
+        in_channels=[32, 64, 128, 256],
+        channels=width,
+        num_classes=11,
+        loss_decode=dict(class_weight=[0.15] + [1.0] * 10),
     ),
-    auxiliary_head=dict(in_channels=128, channels=width, dropout_ratio=0.0, num_classes=11, loss_decode=loss),
+    auxiliary_head=dict(
+        in_channels=128,
+        channels=width,
+        num_classes=11,
+        loss_decode=dict(class_weight=[0.15] + [1.0] * 10),
+    ),
 )
 
 train_pipeline = [
@@ -70,12 +77,12 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=steps, val_interval=200)
+train_cfg = dict(max_iters=steps, val_interval=800)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", begin=0, end=steps, T_max=steps, by_epoch=False),
 ]
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10))
-default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=200, max_keep_ckpts=1, save_best="mIoU"))
+optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=10))
+default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=800, max_keep_ckpts=1, save_best="mIoU"))
 work_dir = "runs/demo_segmentation"
 randomness = dict(seed=0)
