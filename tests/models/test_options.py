@@ -77,6 +77,7 @@ def test_values_that_do_not_fit_are_named(options: dict[str, object], message: s
         build("vmamba_nano", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vim_nano", "vmamba_nano"])
 def test_all_options_under_torchs_machinery(name: str) -> None:
     options = {"local_scan": 0, "shuffle_rate": 0.5}
@@ -173,6 +174,7 @@ def test_shuffles_repeat_under_a_seed_and_under_checkpointing(name: str) -> None
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vim_nano", "vmamba_nano"])
 def test_shuffles_compile_into_one_graph(name: str) -> None:
     model = build(name, shuffle_rate=0.9, **({"depth": 2} if name == "vim_nano" else {"depths": (1, 2)})).train()
