@@ -22,16 +22,15 @@ CROSS, GROUP, WINDOW = (
 
 
 class Tokens(nn.Module):
-    """A sequence mixer as its blocks call it: tokens of an image, and the table of an order."""
+    """A sequence mixer as its blocks call it: tokens of an image, and the image."""
 
     def __init__(self, scan: str, **options: object) -> None:
         super().__init__()
         order = WINDOW if scan == "window" else create_scan(scan)
-        self.mixer = SequenceScan(C, routes=K, d_state=1, **SIZES, **options)
-        self.table = order.routes((H, W)).int()
+        self.mixer = SequenceScan(C, scan=order, d_state=1, **SIZES, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mixer(x.flatten(1, 2), self.table)
+        return self.mixer(x.flatten(1, 2), x)
 
 
 # How many tensors of K maps there may be: dt always, the input of routes whose convolution runs along them, and the outputs

@@ -12,7 +12,7 @@ from visionssm.scans import create_scan
 
 
 def scans(model: torch.nn.Module) -> list:
-    return [module.route_table.scan for module in model.modules() if isinstance(module, ImageScan)]
+    return [module.paths.scan for module in model.modules() if isinstance(module, ImageScan)]
 
 
 @pytest.mark.parametrize("routes", [2, 4])

@@ -245,7 +245,7 @@ def test_an_nnunet_file_and_one_of_another_kind() -> None:
 
 def test_mamba_nd_reads_a_volume_along_one_route_per_layer() -> None:
     model = small("mamba_nd_3d_nano", taken=(1, 3, 5, 6))
-    tables = [layer.route_table.scan.routes((2, 3, 4))[0] for layer in model.encoder.layers]
+    tables = [layer.mixer.paths.scan.routes((2, 3, 4))[0] for layer in model.encoder.layers]
     volume = torch.arange(24).view(2, 3, 4)
     straight = [volume, volume.permute(0, 2, 1), volume.permute(2, 1, 0)]  # d h w, d w h, w h d
     cycle = [path for order in straight for path in (order.flatten(), order.flatten().flip(0))]

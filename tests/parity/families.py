@@ -252,8 +252,8 @@ def scan_across_the_batch(self: ImageScan, x_BSD: Tensor) -> Tensor:
     routes of all images and its own reversed route as often. The published kernel for GPUs adds up the two routes of each
     image, as we do; of a single image both are the same.
     """
-    assert self.route_table is not None
-    y_BLKD = self.scan_tokens(x_BSD.flatten(1, -2).unsqueeze(2), self.route_table(x_BSD), "none", True)
+    u_BLKD, order_KT, _, _ = self.paths(x_BSD.flatten(1, -2), x_BSD)
+    y_BLKD = self.scan_tokens(u_BLKD, order_KT, "none", True)
     return (y_BLKD[:, :, 0].sum(0) + len(y_BLKD) * y_BLKD[:, :, 1]).view_as(x_BSD)
 
 

@@ -94,7 +94,24 @@ def diagonal(H: int, W: int) -> list[list[slow.Cell]]:
     return [a, fw(a, W), back(a), back(fw(a, W))]
 
 
+def atrous(H: int, W: int, side: int, rate: int) -> list[list[slow.Cell | None]]:
+    def read(H: int, W: int) -> list[slow.Cell | None]:
+        path = []
+        for top in range(0, H, side * rate):
+            for left in range(0, W, side * rate):
+                for y in range(top, top + rate):
+                    for x in range(left, left + rate):
+                        path += [(y + i * rate, x + j * rate) for i in range(side) for j in range(side)]
+        return [cell if cell[0] < H and cell[1] < W else None for cell in path]
+
+    rows, columns = read(H, W), [cell and cell[::-1] for cell in read(W, H)]
+    return [rows, columns, back(rows), back(columns)]
+
+
 PLANES = {
+    ("alternating", ()): lambda H, W: [slow.rows(H, W), back(slow.rows(H, W))],
+    ("atrous_window", ()): lambda H, W: atrous(H, W, 2, 2),
+    ("atrous_window", (("side", 3), ("rate", 2))): lambda H, W: atrous(H, W, 3, 2),
     ("cross", ()): cross,
     ("group", ()): cross,
     ("cross_rotate", ()): cross_rotate,

@@ -65,7 +65,7 @@ def test_list_scans() -> None:
         listed = scans.list_scans(ndim)
         assert set(listed) <= set(names)
         assert all(ndim in scans.create_scan(name).ndims for name in listed)
-        assert not any(scans.create_scan(name).segmented for name in listed)
+        assert not any(scans.create_scan(name).wraps for name in listed)
     assert {"cross", "hilbert", "window"} <= set(scans.list_scans(2)) & set(scans.list_scans(3))
     assert "select" not in names
 
@@ -88,6 +88,7 @@ def test_list_scans() -> None:
         ("nested_s", {"scan_len": 4, "shift": 4}, "shift < scan_len"),
         ("nested_s", {"scan_len": 0}, "scan_len >= 1"),
         ("skip", {"step": 0}, "positive"),
+        ("atrous_window", {"rate": 0}, "rate=0 must be positive"),
         ("skip", {"step": True}, "kind of its default"),
         ("sequence_reorder", {"rate": 0}, "positive"),
         ("local_bidirectional", {"segment": -1}, "segment=-1"),

@@ -91,7 +91,7 @@ def test_routes_of_any_order_can_be_searched() -> None:
     (choice,) = choose_routes(model, keep=2)
     assert choice.kept == ["1", "2"]
     kept = visionssm.create_model("local_vmamba_nano", depths=(1,), scan=[choice.scan])
-    routes = kept.stages[0].blocks[0].mixer.route_table.scan.routes((3, 5))
+    routes = kept.stages[0].blocks[0].mixer.paths.scan.routes((3, 5))
     assert torch.equal(routes, visionssm.scans.create_scan("cross").routes((3, 5))[1:3])
 
 

@@ -14,40 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt
-from visionssm.scans import category_order, invert
+from visionssm.scans import ScanOrder, category_order, invert
 
-from .functional import decay_rate, scan_routes
+from .functional import deal_channels, decay_rate, join_groups, project_routes, scan_routes
+from .paths import Paths, scan_pieces
+from .router import CategoryRouter
 
-__all__ = ["AttentiveScan", "CategoryRouter"]
-
-
-class CategoryRouter(nn.Module):
-    """Gives every position one of T categories: a straight-through Gumbel softmax over a small network.
-
-    Args:
-        dim: C.
-        categories: T.
-    """
-
-    def __init__(self, dim: int, categories: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, dim // 3)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(dim // 3, categories)
-
-    def forward(self, x_BLC: Tensor, noise_BLT: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Chooses the most probable category, or with Gumbel noise a random one in proportion to its probability.
-
-        Args:
-            x_BLC: the positions.
-            noise_BLT: what is added to the log-probabilities.
-
-        Returns:
-            The probabilities (B, L, T), through which gradients flow, and the choices, int64 (B, L).
-        """
-        scores = F.log_softmax(self.fc2(self.act(self.fc1(x_BLC))), -1)
-        soft_BLT = F.softmax(scores if noise_BLT is None else scores + noise_BLT, -1)
-        return soft_BLT, soft_BLT.argmax(-1)
+__all__ = ["AttentiveScan"]
 
 
 class AttentiveScan(nn.Module):
@@ -65,6 +38,8 @@ class AttentiveScan(nn.Module):
         rank: of the (T, N) matrix of prompts, which is a product of two.
         sort: the order inside a category: "stable" for that of the raster, "published" for what the published code's
             `torch.sort` without `stable=True` makes of it: on CPUs another, the same every time; elsewhere as the device has it.
+        scan: an order to scan along instead, with parameters of its own for each of its routes; categories then only say which
+            prompt a position reads, its own one.
     """
 
     def __init__(
@@ -77,8 +52,13 @@ class AttentiveScan(nn.Module):
         categories: int,
         rank: int,
         sort: Literal["published", "stable"] = "published",
+        scan: ScanOrder | None = None,
     ) -> None:
         super().__init__()
+        routes, self.groups = (1, 1) if scan is None else (scan.num_routes, scan.groups)
+        if d_inner % self.groups:
+            raise ValueError(f"{scan!r} splits the channels into {self.groups} groups, which d_inner={d_inner} is not")
+        channels = d_inner // self.groups
         if sort not in ("published", "stable"):
             raise ValueError(f"sort must be 'published' or 'stable', got {sort!r}")
         self.categories = categories
@@ -89,11 +69,13 @@ class AttentiveScan(nn.Module):
         self.prompt_basis = nn.Parameter(torch.empty(rank, d_state))
         self.in_proj = nn.Linear(dim, d_inner)
         self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner)
-        self.x_proj = nn.Parameter(torch.empty(1, sum(self.dims), d_inner))
-        self.dt_proj = nn.Parameter(torch.empty(1, d_inner, dt_rank))
-        self.dt_bias = nn.Parameter(torch.empty(1, d_inner))
-        self.A_log = nn.Parameter(torch.empty(1, d_inner, d_state))
-        self.D = nn.Parameter(torch.empty(1, d_inner))
+        self.routes = routes
+        self.paths = None if scan is None else Paths(scan, d_inner, d_state)
+        self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), channels))
+        self.dt_proj = nn.Parameter(torch.empty(routes, channels, dt_rank))
+        self.dt_bias = nn.Parameter(torch.empty(routes, channels))
+        self.A_log = nn.Parameter(torch.empty(routes, channels, d_state))
+        self.D = nn.Parameter(torch.empty(routes, channels))
         self.out_norm = nn.LayerNorm(d_inner)
         self.out_proj = nn.Linear(d_inner, dim)
         self.reset_scan_parameters()
@@ -134,14 +116,21 @@ class AttentiveScan(nn.Module):
             (B, H, W, C).
         """
         soft_BLT, category_BL = self.router(x.flatten(1, 2), noise)
-        stable = self.sort == "stable"
-        order_B1L = category_order(category_BL) if stable else category_BL.argsort(dim=-1).to(torch.int32)[:, None]
-        prompt_BLN = self._prompts(soft_BLT, category_BL, invert(order_B1L)[:, 0])
         h = self.in_proj(x)
         h = h * torch.sigmoid(self.conv(h.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         h_BLD = h.flatten(1, 2)
+        if self.paths is None:
+            y_BLD = self._scan_sorted(h_BLD, soft_BLT, category_BL)
+        else:
+            y_BLD = self._scan_along(h_BLD, x, self._own_prompts(soft_BLT, category_BL))
+        return self.out_proj(self.out_norm(y_BLD)).view(x.shape)
+
+    def _scan_sorted(self, h_BLD: Tensor, soft_BLT: Tensor, category_BL: Tensor) -> Tensor:
+        stable = self.sort == "stable"
+        order_B1L = category_order(category_BL) if stable else category_BL.argsort(dim=-1).to(torch.int32)[:, None]
+        prompt_BLN = self._prompts(soft_BLT, category_BL, invert(order_B1L)[:, 0])
         dt_low, B_BLN, C_BLN = F.linear(h_BLD, self.x_proj[0]).split(self.dims, -1)
-        y_BLD = scan_routes(
+        return scan_routes(
             h_BLD.unsqueeze(2),
             F.linear(dt_low, self.dt_proj[0]).unsqueeze(2),
             decay_rate(self.A_log),  # A, D and the bias stay in float32, as the kernel's state does
@@ -152,13 +141,34 @@ class AttentiveScan(nn.Module):
             order_B1L,
             "sum",
         )
-        return self.out_proj(self.out_norm(y_BLD)).view(x.shape)
+
+    def _scan_along(self, h_BLD: Tensor, image: Tensor, prompt_BLN: Tensor) -> Tensor:
+        assert self.paths is not None
+        u_BLKD, order_KT, further_BLN, pieces = self.paths(h_BLD, image)
+        u_BLKD = u_BLKD.expand(-1, -1, self.routes, -1)
+        if self.groups > 1:
+            u_BLKD = deal_channels(u_BLKD, self.groups, self.routes)
+        dt_low, B_BLKN, C_BLKN = project_routes(u_BLKD, self.x_proj).split(self.dims, -1)
+        C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
+        if further_BLN is not None:
+            C_BLKN = C_BLKN + further_BLN.unsqueeze(2)
+        delta_BLKD = project_routes(dt_low, self.dt_proj)
+        A_KDN, merge = decay_rate(self.A_log), "sum" if self.groups == 1 else "none"
+        if pieces is not None:
+            y = scan_pieces(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, pieces, merge)
+        else:
+            y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
+        return y if self.groups == 1 else join_groups(y, self.groups)
+
+    def _own_prompts(self, soft_BLT: Tensor, category_BL: Tensor) -> Tensor:
+        """The prompt of each position's category."""
+        table_TN = self.prompt @ self.prompt_basis
+        if not torch.is_grad_enabled():
+            return F.embedding(category_BL, table_TN)
+        hard_BLT = F.one_hot(category_BL, self.categories).to(soft_BLT.dtype)
+        return (hard_BLT - soft_BLT.detach() + soft_BLT) @ table_TN
 
     def _prompts(self, soft_BLT: Tensor, category_BL: Tensor, step_BL: Tensor) -> Tensor:
         """What each position reads: the prompt of the raster position whose number is the step that visits it."""
-        table_TN = self.prompt @ self.prompt_basis
-        if not torch.is_grad_enabled():
-            return F.embedding(category_BL.gather(1, step_BL), table_TN)
-        hard_BLT = F.one_hot(category_BL, self.categories).to(soft_BLT.dtype)
-        prompt_BLN = (hard_BLT - soft_BLT.detach() + soft_BLT) @ table_TN
+        prompt_BLN = self._own_prompts(soft_BLT, category_BL)
         return prompt_BLN.gather(1, step_BL.unsqueeze(-1).expand_as(prompt_BLN))

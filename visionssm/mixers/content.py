@@ -1,18 +1,21 @@
-"""Routes that an image mixer makes from what an image shows; the orders themselves are in `visionssm.scans.content`.
+"""Routes that a mixer makes from what an image shows; the orders themselves are in `visionssm.scans.content`.
 
 Legend: B batch, L positions, D channels, N state, K routes, T categories or clusters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionssm.scans import ScanOrder, adaptive_scores, category_order, score_order
+from visionssm.scans import Chain, ScanOrder, WithToken, adaptive_scores, category_order, scan_from_key, score_order
 from visionssm.scans.content import Adaptive, Cluster, Semantic
+from visionssm.scans.select import Select
 
-from .attentive import CategoryRouter
+from .router import CategoryRouter
 
 __all__ = ["AdaptiveRoutes", "ClusterRoutes", "SemanticRoutes", "content_routes"]
 
@@ -31,6 +34,7 @@ class SemanticRoutes(nn.Module):
 
     def __init__(self, dim: int, d_state: int, scan: Semantic) -> None:
         super().__init__()
+        self.shared = True
         self.categories = scan.categories
         self.router = CategoryRouter(dim, scan.categories)
         self.prompt = nn.Parameter(torch.empty(scan.categories, scan.rank))
@@ -60,6 +64,7 @@ class ClusterRoutes(nn.Module):
 
     def __init__(self, dim: int, d_state: int, scan: Cluster) -> None:
         super().__init__()
+        self.shared = True
         self.iterations, self.decay = scan.iterations, scan.decay
         self.embedding = nn.Linear(dim, d_state)
         self.centres = nn.Buffer(torch.randn(scan.clusters, dim))
@@ -109,6 +114,7 @@ class AdaptiveRoutes(nn.Module):
 
     def __init__(self, dim: int, scan: Adaptive) -> None:
         super().__init__()
+        self.shared = scan.scores == 1
         self.vectors = nn.Parameter(torch.randn(scan.scores, scan.vector))
         self.norm = nn.LayerNorm(dim)
         self.score = nn.Linear(dim, 1)
@@ -122,21 +128,108 @@ class AdaptiveRoutes(nn.Module):
         return u_BLKD.to(x_BLD.dtype), score_order(score_BKL), None
 
 
-def content_routes(scan: ScanOrder, dim: int, d_state: int) -> nn.Module:
-    """The module that makes the routes of an order with `content`.
+class SelectRoutes(nn.Module):
+    """Some of the routes of another module here.
+
+    Args:
+        inner: the other module.
+        which: numbers of the routes.
+    """
+
+    def __init__(self, inner: nn.Module, which: Sequence[int]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.shared = bool(inner.shared)
+        self.which = nn.Buffer(torch.tensor(which), persistent=False)
+
+    def forward(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, L, D) -> input (B, L, 1 or K, D), order int32 (B, K, L), prompts (B, L, N) or None."""
+        u_BLKD, order_BKL, prompt_BLN = self.inner(x_BLD)
+        if u_BLKD.shape[2] > 1:
+            u_BLKD = u_BLKD.index_select(2, self.which)
+        return u_BLKD, order_BKL.index_select(1, self.which), prompt_BLN
+
+
+class ChainRoutes(nn.Module):
+    """The routes of another module here as one, over a copy of the image for each: see `visionssm.scans.Chain`.
+
+    Args:
+        inner: the other module.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.shared = True
+
+    def forward(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, L, D) -> input (B, K * L, 1, D), order int32 (B, 1, K * L), prompts (B, K * L, N) or None."""
+        u_BLKD, order_BKL, prompt_BLN = self.inner(x_BLD)
+        routes, length = order_BKL.shape[1], order_BKL.shape[2]
+        copies_K1 = length * torch.arange(routes, device=order_BKL.device, dtype=order_BKL.dtype).unsqueeze(1)
+        u_BLKD = u_BLKD.expand(-1, -1, routes, -1)
+        if prompt_BLN is not None:
+            prompt_BLN = prompt_BLN.repeat(1, routes, 1)
+        return (
+            u_BLKD.transpose(1, 2).flatten(1, 2).unsqueeze(2),
+            (order_BKL + copies_K1).flatten(1).unsqueeze(1),
+            prompt_BLN,
+        )
+
+
+class TokenRoutes(nn.Module):
+    """The routes of another module here over the patches; the class token in their middle is visited at the middle step.
+
+    Args:
+        inner: the other module.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.shared = bool(inner.shared)
+
+    def forward(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, L, D) -> input (B, L, 1 or K, D), order int32 (B, K, L), prompts (B, L, N) or None."""
+        middle = (x_BLD.shape[1] - 1) // 2
+        u_BLKD, order_BKL, prompt_BLN = self.inner(torch.cat([x_BLD[:, :middle], x_BLD[:, middle + 1 :]], 1))
+        token_B1KD = x_BLD[:, middle : middle + 1].unsqueeze(2).expand(-1, -1, u_BLKD.shape[2], -1)
+        u_BLKD = torch.cat([u_BLKD[:, :middle], token_B1KD, u_BLKD[:, middle:]], 1)
+        moved_BKL = order_BKL + (order_BKL >= middle)  # patches behind the token move up by one
+        token_BK1 = torch.full_like(order_BKL[:, :, :1], middle)
+        order_BKL = torch.cat([moved_BKL[:, :, :middle], token_BK1, moved_BKL[:, :, middle:]], 2).to(torch.int32)
+        if prompt_BLN is not None:
+            none_B1N = torch.zeros_like(prompt_BLN[:, :1])
+            prompt_BLN = torch.cat([prompt_BLN[:, :middle], none_B1N, prompt_BLN[:, middle:]], 1)
+        return u_BLKD, order_BKL, prompt_BLN
+
+
+def content_routes(scan: ScanOrder, dim: int, d_state: int) -> nn.Module | None:
+    """The module that reads the routes of an order off the image: (B, L, D) -> input, order and prompts for the scan.
 
     Args:
         scan: the order.
         dim: D, channels of the scan.
         d_state: N.
 
+    Returns:
+        None for an order whose table is the same for all images of a size.
+
     Raises:
-        ValueError: an order that has no such module.
+        ValueError: an order with `content` that has no such module.
     """
+    if not scan.content:
+        return None
     if isinstance(scan, Semantic):
         return SemanticRoutes(dim, d_state, scan)
     if isinstance(scan, Cluster):
         return ClusterRoutes(dim, d_state, scan)
     if isinstance(scan, Adaptive):
         return AdaptiveRoutes(dim, scan)
+    if isinstance(scan, (Select, Chain, WithToken)):
+        inner = content_routes(scan_from_key(scan.scan), dim, d_state)
+        assert inner is not None
+        if isinstance(scan, Select):
+            return SelectRoutes(inner, scan.which)
+        return ChainRoutes(inner) if isinstance(scan, Chain) else TokenRoutes(inner)
     raise ValueError(f"{scan!r} asks what the image shows, but no module makes its routes")

@@ -17,6 +17,8 @@ Legend: B batch, L positions, D channels of a route, N state, K routes, Ku 1 or 
 
 from __future__ import annotations
 
+from typing import List, Optional  # noqa: UP035  (TorchScript reads these)
+
 import torch
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from visionssm.layers import init_A_log, init_dt
 
 from .functional import add_step_inputs, decay_rate, project_routes, scan_routes, segment_of
+from .paths import scan_pieces
 
 __all__ = ["ScanCore"]
 
@@ -51,9 +54,17 @@ class RoutedScan(nn.Module):
         bias_KD: Tensor,
         order_KT: Tensor | None,
         merge: str,
+        pieces: Optional[List[Tensor]] = None,  # noqa: UP006, UP045
     ) -> Tensor:
-        """See `scan_routes`. A, D and the bias are parameters in float32 and stay so under autocast; so is the kernel's state."""
+        """See `scan_routes`, or with pieces `scan_pieces`.
+
+        A, D and the bias are parameters in float32 and stay so under autocast; so is the kernel's state.
+        """
         A_KDN = decay_rate(A_log_KDN)
+        if pieces is not None:
+            return scan_pieces(
+                u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, pieces, merge, self.segment
+            )
         return scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, merge, self.segment)
 
 
@@ -109,7 +120,13 @@ class ScanCore(nn.Module):
                     factor.copy_(torch.eye(*factor.shape[1:]).expand_as(factor))
 
     def scan_tokens(
-        self, u_BLKD: Tensor, order_KT: Tensor | None, merge: str, shared: bool, prompt_BLN: Tensor | None = None
+        self,
+        u_BLKD: Tensor,
+        order_KT: Tensor | None,
+        merge: str,
+        shared: bool,
+        prompt_BLN: Tensor | None = None,
+        pieces: Optional[List[Tensor]] = None,  # noqa: UP006, UP045
     ) -> Tensor:
         """The scan along every route.
 
@@ -119,6 +136,7 @@ class ScanCore(nn.Module):
             merge: "sum" adds the routes up, "none" keeps them apart.
             shared: whether Ku is 1: one product then projects for all routes.
             prompt_BLN: added to the readout C of every route.
+            pieces: of each route, in place of `order_KT`: see `Paths`.
 
         Returns:
             (B, L, D) or (B, L, K, D).
@@ -132,10 +150,11 @@ class ScanCore(nn.Module):
         if prompt_BLN is not None:
             C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
         delta_BLKD = project_routes(dt_low, self.dt_proj)
+        A_log, D, bias = self.A_log, self.D, self.dt_bias
         U_KNr, V_KNr = self.state_U, self.state_V
         if U_KNr is None or V_KNr is None:
-            return self.kernel(u_BLKD, delta_BLKD, self.A_log, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
+            return self.kernel(u_BLKD, delta_BLKD, A_log, B_BLKN, C_BLKN, D, bias, order_KT, merge, pieces)
         B_BLKr, C_BLKr = project_routes(B_BLKN, V_KNr.transpose(1, 2)), project_routes(C_BLKN, U_KNr.transpose(1, 2))
-        y = self.kernel(u_BLKD, delta_BLKD, self.A_log, B_BLKr, C_BLKr, self.D, self.dt_bias, order_KT, merge)
+        y = self.kernel(u_BLKD, delta_BLKD, A_log, B_BLKr, C_BLKr, D, bias, order_KT, merge, pieces)
         outside_BLK = (C_BLKN * B_BLKN).sum(-1) - (C_BLKr * B_BLKr).sum(-1)
-        return add_step_inputs(y, outside_BLK, u_BLKD, delta_BLKD, self.dt_bias, order_KT)
+        return add_step_inputs(y, outside_BLK, u_BLKD, delta_BLKD, bias, order_KT)

@@ -19,7 +19,8 @@ from torch._guards import detect_fake_mode
 from visionssm.layers import init_A_log
 from visionssm.scans import RouteTable, ScanOrder, route_table
 
-from .functional import decay_rate, scan_routes, segment_of, take_routes
+from .functional import decay_rate, segment_of, take_routes
+from .paths import Paths, scan_shared
 
 __all__ = ["DirectionScan", "arrivals", "visits"]
 
@@ -30,21 +31,23 @@ def arrivals(order_KT: Tensor, size: List[int]) -> Tensor:  # noqa: UP006
     """The move by which each step of a route arrives, for routes of any kind.
 
     Args:
-        order_KT: integer (K, T), the position visited at each step; -1 is a padding step.
+        order_KT: integer (..., K, T), the position visited at each step; -1 is a padding step.
         size: S, one to three sides.
 
     Returns:
-        int64 (K, T): 1 right, 2 left, 3 up, 4 down, 5 to the next plane, 6 to the previous one; 0 for a start. What does not
+        int64 (..., K, T): 1 right, 2 left, 3 up, 4 down, 5 to the next plane, 6 to the previous one; 0 for a start. What does not
         come from a direct neighbour starts anew: the first visit, a jump, a diagonal step. Padding steps have 0 and are
         passed over: the visit before them counts.
     """
     more, less = [1, 4, 5], [2, 3, 6]  # per axis, fastest first: the id of a step up the coordinate, of a step down it
     real = order_KT >= 0
-    steps = torch.arange(order_KT.shape[1], device=order_KT.device)
-    last = torch.where(real, steps, -1).cummax(1)[0]
-    before = torch.cat([torch.full_like(last[:, :1], -1), last[:, :-1]], 1)  # the step of the visit before, -1 if none
+    steps = torch.arange(order_KT.shape[-1], device=order_KT.device)
+    last = torch.where(real, steps, -1).cummax(-1)[0]
+    before = torch.cat(
+        [torch.full_like(last[..., :1], -1), last[..., :-1]], -1
+    )  # the step of the visit before, -1 if none
     here = order_KT.long().clamp(min=0)
-    there = here.gather(1, before.clamp(min=0))
+    there = here.gather(-1, before.clamp(min=0))
     ids, distance = torch.zeros_like(here), torch.zeros_like(here)
     for axis in range(len(size)):
         side = size[len(size) - 1 - axis]
@@ -59,11 +62,11 @@ def visits(order_KT: Tensor, size: List[int]) -> Tuple[Tensor, Tensor]:  # noqa:
     """When, and by which move, each position is visited.
 
     Args:
-        order_KT: integer (K, T), the position visited at each step; -1 is a padding step.
+        order_KT: integer (..., K, T), the position visited at each step; -1 is a padding step.
         size: S.
 
     Returns:
-        int64 (K, L) each: how many visits route k makes before that to the position, and the move of `arrivals`; 0 where
+        int64 (..., K, L) each: how many visits route k makes before that to the position, and the move of `arrivals`; 0 where
         it never comes by.
     """
     length = 1
@@ -71,10 +74,10 @@ def visits(order_KT: Tensor, size: List[int]) -> Tuple[Tensor, Tensor]:  # noqa:
         length *= side
     real = order_KT >= 0
     columns = torch.where(real, order_KT, length).long()  # padding steps fall into one more column, which is cut off
-    empty = torch.zeros_like(columns[:, :1]).expand(-1, length + 1)
-    rank = empty.scatter(1, columns, real.long().cumsum(1) - 1)
-    move = empty.scatter(1, columns, arrivals(order_KT, size))
-    return rank[:, :length], move[:, :length]
+    empty = F.pad(torch.zeros_like(columns[..., :1]), [0, length])
+    rank = empty.scatter(-1, columns, real.long().cumsum(-1) - 1)
+    move = empty.scatter(-1, columns, arrivals(order_KT, size))
+    return rank[..., :length], move[..., :length]
 
 
 @functools.lru_cache(maxsize=32)
@@ -86,7 +89,7 @@ def _cached_visits(scan: ScanOrder, size: tuple[int, ...], device: torch.device)
 
 @register_notrace_module
 class VisitTable(nn.Module):
-    """The route table of a channels-last image with its `visits`; kept between calls in eager mode.
+    """The `visits` of an order in a channels-last image; kept between calls in eager mode.
 
     Args:
         scan: the order.
@@ -97,16 +100,15 @@ class VisitTable(nn.Module):
         self.scan = scan
         self.route_table = RouteTable(scan)
 
-    def forward(self, x_BSC: Tensor) -> Tuple[Tensor, Tensor, Tensor]:  # noqa: UP006
-        """(B, *S, C) -> order (K, T), and rank and move (K, L)."""
-        order_KT = self.route_table(x_BSC)
+    def forward(self, x_BSC: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        """(B, *S, C) -> rank and move (K, L)."""
         if torch.jit.is_scripting():  # noqa: SIM114  (TorchScript cannot read the next condition)
-            rank_KL, move_KL = visits(order_KT, list(x_BSC.shape[1:-1]))
+            rank_KL, move_KL = visits(self.route_table(x_BSC), list(x_BSC.shape[1:-1]))
         elif torch.compiler.is_compiling() or torch.compiler.is_exporting() or detect_fake_mode() is not None:
-            rank_KL, move_KL = visits(order_KT, list(x_BSC.shape[1:-1]))
+            rank_KL, move_KL = visits(self.route_table(x_BSC), list(x_BSC.shape[1:-1]))
         else:
             rank_KL, move_KL = _cached_visits(self.scan, tuple(x_BSC.shape[1:-1]), x_BSC.device)
-        return order_KT, rank_KL, move_KL
+        return rank_KL, move_KL
 
 
 class DirectionScan(nn.Module):
@@ -147,16 +149,17 @@ class DirectionScan(nn.Module):
         self.segment = segment_of(local_scan)
         if scan.ndim not in _CONVS:
             raise ValueError(f"DirectionScan reads images and volumes, but {scan!r} reads rank {scan.ndim}")
-        if scan.segmented or scan.groups > 1:
-            raise ValueError(f"{scan!r} restarts the state or splits the channels, which DirectionScan does not do")
+        if d_inner % scan.groups:
+            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which d_inner={d_inner} is not")
         if align not in ("published", "exact"):
             raise ValueError(f"align must be 'published' or 'exact', got {align!r}")
-        self.routes = scan.num_routes
+        self.routes, self.groups = scan.num_routes, scan.groups
         self.dims = (dt_rank, d_state, d_state)
         self.raster_aligned = align == "published"
         self.in_proj = nn.Linear(dim, 2 * d_inner)
         self.conv = _CONVS[scan.ndim](d_inner, d_inner, conv_size, padding=conv_size // 2, groups=d_inner)
         self.act = nn.SiLU()
+        self.paths = Paths(scan, d_inner, d_state)
         self.visit_table = VisitTable(scan)
         self.x_proj = nn.Linear(d_inner, sum(self.dims), bias=False)
         self.dt_proj = nn.Linear(dt_rank, d_inner, bias=False)
@@ -178,24 +181,31 @@ class DirectionScan(nn.Module):
 
     def scan(self, x_BSD: Tensor) -> Tensor:
         """The selective scan alone: (B, *S, D) -> (B, *S, D)."""
-        x_BLD = x_BSD.flatten(1, -2)
-        order_KT, rank_KL, move_KL = self.visit_table(x_BSD)
-        proj_BLKP = self.x_proj(x_BLD).unsqueeze(2)
+        u_BLKD, order_KT, prompt_BLN, pieces = self.paths(x_BSD.flatten(1, -2), x_BSD)
+        if self.paths.content is None:
+            rank_KL, move_KL = self.visit_table(x_BSD)
+        else:
+            assert order_KT is not None
+            rank_KL, move_KL = visits(order_KT, x_BSD.shape[1:-1])
+        proj_BLKP = self.x_proj(u_BLKD)
         if self.raster_aligned:  # the kernel reads everything where the route is, so what it shall find is laid there
             proj_BLKP = take_routes(proj_BLKP.expand(-1, -1, self.routes, -1), rank_KL)
         dt_low, B_BLKN, C_BLKN = proj_BLKP.split(self.dims, -1)
+        if prompt_BLN is not None:
+            C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
-        A_KDN = decay_rate(self.A_log).expand(self.routes, -1, -1)
-        y = scan_routes(
-            x_BLD.unsqueeze(2),
-            self.dt_proj(dt_low).expand(-1, -1, self.routes, -1),
-            A_KDN,
-            B_BLKN + F.embedding(move_KL.t(), self.direction_B),
+        y = scan_shared(
+            u_BLKD,
+            self.dt_proj(dt_low),
+            decay_rate(self.A_log),
+            B_BLKN + F.embedding(move_KL.transpose(-1, -2), self.direction_B),
             C_BLKN.expand(-1, -1, self.routes, -1),
-            self.D.expand(self.routes, -1),
-            (2 * self.dt_bias).expand(self.routes, -1),
+            self.D,
+            2 * self.dt_bias,
             order_KT,
-            "sum",
+            pieces,
+            self.routes,
+            self.groups,
             self.segment,
         )
         return y.view_as(x_BSD)

@@ -15,8 +15,10 @@ from visionssm_kernels.bidirectional import add_inputs, backward_routes
 __all__ = [
     "add_step_inputs",
     "conv_along_routes",
+    "deal_channels",
     "decay_rate",
     "fuse_dilated",
+    "join_groups",
     "pad_to_slots",
     "project_routes",
     "scan_routes",
@@ -129,9 +131,24 @@ def pad_to_slots(x_BLD: Tensor, order_KT: Tensor) -> Tensor:
 
 
 def take_routes(y_BLKD: Tensor, table_KL: Tensor) -> Tensor:
-    """Position l of route k from position `table_KL[k, l]` of that route: (B, L, K, D) -> (B, L, K, D)."""
-    index = table_KL.long().t().unsqueeze(0).unsqueeze(-1)
+    """Position l of route k from position `table_KL[k, l]`, or `table[b, k, l]`, of that route: (B, L, K, D) -> (B, L, K, D)."""
+    index = table_KL.long().transpose(-1, -2).unsqueeze(-1)
     return y_BLKD.gather(1, index.expand_as(y_BLKD))
+
+
+@register_notrace_function  # its branch depends on a shape, which FX does not know
+def deal_channels(x_BLKD: Tensor, groups: int, routes: int) -> Tensor:
+    """The channels of its group for each route: (..., 1 or K, G * D) -> (..., K, D), K a multiple of G."""
+    if x_BLKD.shape[-2] == 1:
+        x_BLGD = x_BLKD.squeeze(-2).unflatten(-1, (groups, -1))
+        return x_BLGD if routes == groups else x_BLGD.repeat_interleave(routes // groups, dim=-2)
+    x = x_BLKD.unflatten(-2, (groups, -1)).unflatten(-1, (groups, -1))
+    return x.diagonal(0, -4, -2).movedim(-1, -3).flatten(-3, -2)
+
+
+def join_groups(y_BLKD: Tensor, groups: int) -> Tensor:
+    """The routes of a group added up, the groups side by side: (B, L, K, D) -> (B, L, G * D)."""
+    return y_BLKD.unflatten(2, (groups, -1)).sum(3).flatten(2)
 
 
 def project_routes(x_BLKD: Tensor, weight_KCD: Tensor) -> Tensor:

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionssm.scans import RouteTable, ScanOrder, deal
+from visionssm.scans import ScanOrder, deal
 
 from .core import ScanCore
+from .functional import deal_channels
+from .paths import Paths
 
 __all__ = ["GroupLinear", "GroupNorm", "GroupScan"]
 
@@ -60,7 +62,7 @@ class GroupScan(ScanCore):
 
     Args:
         dim: G * C, channels in and out.
-        scan: order of the routes; one without channel groups is dealt out to them (`visionssm.scans.deal`).
+        scan: order of the routes; one with fewer channel groups, or none, is dealt out to them (`visionssm.scans.deal`).
         groups: G.
         d_state: N.
         dt_rank: R, rank of the step-size projections.
@@ -87,8 +89,8 @@ class GroupScan(ScanCore):
     ) -> None:
         if dim % groups:
             raise ValueError(f"dim={dim} does not split into {groups} groups")
-        if scan.ndim != 2 or scan.segmented:
-            raise ValueError(f"GroupScan reads images in routes that do not restart, which {scan!r} does not do")
+        if scan.ndim != 2:
+            raise ValueError(f"GroupScan reads images, which {scan!r} does not do")
         scan = deal(scan, groups)
         width = dim // groups
         inner = expand * width
@@ -99,7 +101,7 @@ class GroupScan(ScanCore):
         self.in_proj = GroupLinear(groups, width, 2 * inner)
         self.conv = nn.Conv2d(groups * inner, groups * inner, conv_size, padding=conv_size // 2, groups=groups * inner)
         self.act = nn.SiLU()
-        self.route_table = RouteTable(scan)
+        self.paths = Paths(scan, groups * inner, d_state)
         self.out_norm = GroupNorm(groups, inner)
         self.out_proj = GroupLinear(groups, inner, width)
         self.per_group = scan.num_routes // groups
@@ -110,10 +112,9 @@ class GroupScan(ScanCore):
         x_BLGD, z_BLGD = self.in_proj(x_BSC.flatten(1, 2).unflatten(-1, (self.groups, -1))).chunk(2, -1)
         maps = x_BLGD.flatten(2).unflatten(1, (x_BSC.shape[1], x_BSC.shape[2]))
         maps = self.act(self.conv(maps.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        u_BLKD = maps.flatten(1, 2).unflatten(-1, (self.groups, -1))
-        if self.per_group > 1:
-            u_BLKD = u_BLKD.repeat_interleave(self.per_group, dim=2)
-        y = self.scan_tokens(u_BLKD, self.route_table(x_BSC), "none", False)
+        u_BLKD, order_KT, prompt_BLN, pieces = self.paths(maps.flatten(1, 2), x_BSC)
+        u_BLKD = deal_channels(u_BLKD, self.groups, self.groups * self.per_group)
+        y = self.scan_tokens(u_BLKD, order_KT, "none", False, prompt_BLN, pieces)
         if self.per_group > 1:
             y = y.unflatten(2, (self.groups, -1)).sum(3)
         y = self.out_norm(y) * self.act(z_BLGD)

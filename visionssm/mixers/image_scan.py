@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from visionssm.scans import RouteTable, ScanOrder
 
-from .content import content_routes
 from .core import ScanCore
-from .functional import take_routes
+from .functional import deal_channels, join_groups, take_routes
 from .merges import create_merge
+from .paths import Paths
 
 __all__ = ["ImageScan"]
 
@@ -66,8 +66,6 @@ class ImageScan(ScanCore):
     ) -> None:
         if scan.ndim not in _CONVS:
             raise ValueError(f"ImageScan reads images and volumes, but {scan!r} reads rank {scan.ndim}")
-        if scan.segmented:
-            raise ValueError(f"{scan!r} restarts the state inside a route, which ImageScan does not do")
         if d_inner % scan.groups:
             raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which d_inner={d_inner} is not")
         if isinstance(merge, str):
@@ -82,15 +80,14 @@ class ImageScan(ScanCore):
             low_rank=low_rank,
         )
         self.groups = scan.groups
-        self.per_group = scan.num_routes // scan.groups
         self.gated = gate
         self.in_proj = project(dim, 2 * d_inner if gate else d_inner)
         self.conv = _CONVS[scan.ndim](
             d_inner, d_inner, conv_size, padding=conv_size // 2, groups=d_inner, bias=conv_bias
         )
         self.act = nn.SiLU()
-        self.route_table = None if scan.content else RouteTable(scan)
-        self.content = content_routes(scan, d_inner, d_state) if scan.content else None
+        self.paths = Paths(scan, d_inner, d_state)
+        self.shared = scan.groups == 1 and self.paths.shared
         if unscan is not None and merge is None:
             raise ValueError("unscan moves the outputs of single routes, so it needs a merge")
         self.unscan_table = None if unscan is None else RouteTable(unscan)
@@ -103,18 +100,11 @@ class ImageScan(ScanCore):
 
     def scan(self, x_BSD: Tensor) -> Tensor:
         """The selective scan alone: (B, *S, D) -> (B, *S, D)."""
-        u_BLKD = x_BSD.flatten(1, -2).unsqueeze(2)
+        u_BLKD, order_KT, prompt_BLN, pieces = self.paths(x_BSD.flatten(1, -2), x_BSD)
         if self.groups > 1:
-            u_BLKD = u_BLKD.squeeze(2).unflatten(-1, (self.groups, -1))
-            if self.per_group > 1:
-                u_BLKD = u_BLKD.repeat_interleave(self.per_group, dim=2)
+            u_BLKD = deal_channels(u_BLKD, self.groups, self.x_proj.shape[0])
         merge = "sum" if self.merge_in_kernel else "none"
-        if self.content is not None:
-            u_BLKD, order_BKT, prompt_BLN = self.content(u_BLKD.squeeze(2))
-            y = self.scan_tokens(u_BLKD, order_BKT, merge, u_BLKD.shape[2] == 1, prompt_BLN)
-        else:
-            assert self.route_table is not None
-            y = self.scan_tokens(u_BLKD, self.route_table(x_BSD), merge, self.groups == 1)
+        y = self.scan_tokens(u_BLKD, order_KT, merge, self.shared, prompt_BLN, pieces)
         if self.unscan_table is not None:
             y = take_routes(y, self.unscan_table(x_BSD))
         if self.grouped_merge:
@@ -122,7 +112,7 @@ class ImageScan(ScanCore):
             y = self.merge(y_GLKD).unflatten(0, (-1, self.groups)).transpose(1, 2).flatten(2)
         elif not self.merge_in_kernel:
             # groups are concatenated, the routes within a group added up
-            y = self.merge(y) if self.groups == 1 else y.unflatten(2, (self.groups, -1)).sum(3).flatten(2)
+            y = self.merge(y) if self.groups == 1 else join_groups(y, self.groups)
         return y.view_as(x_BSD)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionssm.scans import Chain, RouteTable, ScanOrder, split_scales
+from visionssm.scans import Chain, ScanOrder, split_scales
 
 from .core import ScanCore
+from .paths import Paths
 
 __all__ = ["MapScan", "MultiScaleScan", "SqueezeExcite"]
 
@@ -69,16 +70,18 @@ class MapScan(ScanCore):
         self.copies = scan.copies if isinstance(scan, Chain) else 1
         self.conv = nn.Conv2d(channels, channels, conv_size, stride=stride, padding=conv_size // 2, groups=channels)
         self.act = nn.SiLU()
-        self.route_table = RouteTable(scan)
+        self.paths = Paths(scan, channels, d_state)
+        self.repeat = self.copies > 1 and not scan.content  # an order read off the image makes its own copies
         self.reset_scan_parameters()
 
     def forward(self, x_BHWD: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, M, h, w, D), one map per copy."""
         x = self.act(self.conv(x_BHWD.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         tokens_BLD = x.flatten(1, 2)
-        if self.copies > 1:
+        if self.repeat:
             tokens_BLD = tokens_BLD.repeat(1, self.copies, 1)
-        y = self.scan_tokens(tokens_BLD.unsqueeze(2), self.route_table(x), "sum", True)
+        u_BLKD, order_KT, prompt_BLN, pieces = self.paths(tokens_BLD, x)
+        y = self.scan_tokens(u_BLKD, order_KT, "sum", self.paths.shared, prompt_BLN, pieces)
         return y.unflatten(1, (self.copies, x.shape[1], x.shape[2]))
 
 
@@ -115,8 +118,8 @@ class MultiScaleScan(nn.Module):
         local_scan: int | None = None,
     ) -> None:
         super().__init__()
-        if scan.ndim != 2 or scan.segmented:
-            raise ValueError(f"MultiScaleScan reads images in routes that do not restart, which {scan!r} does not do")
+        if scan.ndim != 2:
+            raise ValueError(f"MultiScaleScan reads images, which {scan!r} does not do")
         if norm not in ("routes", "sum"):
             raise ValueError(f"norm must be 'routes' or 'sum', got {norm!r}")
         if upsample not in ("bilinear", "nearest"):

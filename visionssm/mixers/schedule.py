@@ -12,14 +12,13 @@ __all__ = ["ScanChoice", "layer_scans"]
 ScanChoice: TypeAlias = "str | ScanOrder | Mapping[str, Any] | Sequence[str | ScanOrder | Mapping[str, Any]]"
 
 
-def layer_scans(scan: ScanChoice, depth: int, *, ndim: int = 2, content: bool = False) -> list[ScanOrder]:
+def layer_scans(scan: ScanChoice, depth: int, *, ndim: int = 2) -> list[ScanOrder]:
     """The scan order of every layer.
 
     Args:
         scan: a name, an order, a mapping of options with its "name", or a sequence of one of these per layer.
         depth: number of layers.
         ndim: rank of the images.
-        content: whether the layers take orders that are read off the image (`visionssm.scans.content`).
 
     Returns:
         `depth` orders of that rank. One order for all layers is asked for its own schedule (`ScanOrder.for_layer`).
@@ -28,14 +27,14 @@ def layer_scans(scan: ScanChoice, depth: int, *, ndim: int = 2, content: bool = 
         ValueError: unknown name or option, another rank, or a sequence of another length.
     """
     if isinstance(scan, (str, ScanOrder, Mapping)):
-        order = _order(scan, ndim, content)
+        order = _order(scan, ndim)
         return [order.for_layer(index, depth) for index in range(depth)]
     if len(scan) != depth:
         raise ValueError(f"scan lists {len(scan)} orders, but the model has {depth} layers")
-    return [_order(choice, ndim, content) for choice in scan]
+    return [_order(choice, ndim) for choice in scan]
 
 
-def _order(choice: str | ScanOrder | Mapping[str, Any], ndim: int, content: bool) -> ScanOrder:
+def _order(choice: str | ScanOrder | Mapping[str, Any], ndim: int) -> ScanOrder:
     if isinstance(choice, Mapping):
         options = dict(choice)
         if "name" not in options:
@@ -47,8 +46,4 @@ def _order(choice: str | ScanOrder | Mapping[str, Any], ndim: int, content: bool
         order = create_scan(order.name, **{**order.options, "ndim": ndim})
     if order.ndim != ndim:
         raise ValueError(f"{order!r} reads images of rank {order.ndim}, but this model has rank {ndim}")
-    if order.segmented:
-        raise ValueError(f"{order!r} restarts the state inside a route, which no mixer here does")
-    if order.content and not content:
-        raise ValueError(f"{order!r} is read off each image, which only models with the image mixer do, such as VMamba")
     return order

@@ -13,16 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt
+from visionssm.scans import RouteTable, ScanOrder, WithSlots
 
 from .functional import (
     conv_along_routes,
+    deal_channels,
     decay_rate,
+    join_groups,
     pad_to_slots,
     project_routes,
     scan_routes,
     segment_of,
     take_routes,
 )
+from .paths import Paths, conv_pieces, scan_pieces
 
 __all__ = ["SequenceScan"]
 
@@ -32,15 +36,15 @@ class SequenceScan(nn.Module):
 
     Args:
         dim: C, channels in and out.
-        routes: K.
+        scan: order of the tokens, over the image that they make up; None for one raster route. From `visionssm.scans.with_slots`:
+            positions behind the tokens are zero tokens, which the convolution fills.
         d_inner: D, channels of the scan.
         d_state: N.
         dt_rank: R, rank of the step-size projection.
         d_conv: W, taps of the causal convolution.
         scale: factor on the merged output (Vim averages its two routes: 0.5).
         merge: joins the gated routes, (B, L, K, D) -> (B, L, D); None adds them up inside the kernel.
-        slots: orders may come from `visionssm.scans.with_slots`: positions behind the tokens are zero tokens, which the
-            convolution fills.
+        unscan: as a table over the routes, where `merge` finds the output for each token; None where the scan puts it.
         local_scan: steps of the segments within which the scan also runs back (LBMamba, arXiv 2506.15976), 0 for the published
             choice by length; None for no such scan.
     """
@@ -49,31 +53,43 @@ class SequenceScan(nn.Module):
         self,
         dim: int,
         *,
-        routes: int,
+        scan: ScanOrder | None,
         d_inner: int,
         d_state: int,
         dt_rank: int,
         d_conv: int = 4,
         scale: float = 1.0,
         merge: nn.Module | None = None,
-        slots: bool = False,
+        unscan: ScanOrder | None = None,
         local_scan: int | None = None,
     ) -> None:
         super().__init__()
         self.segment = segment_of(local_scan)
+        routes, groups = (1, 1) if scan is None else (scan.num_routes, scan.groups)
+        if d_inner % groups:
+            raise ValueError(f"{scan!r} splits the channels into {groups} groups, which d_inner={d_inner} is not")
+        if groups > 1 and merge is not None:
+            raise ValueError(f"{scan!r} gives each group of routes channels of its own, so merge must be None")
+        if unscan is not None and merge is None:
+            raise ValueError("unscan moves the outputs of single routes, so it needs a merge")
+        channels = d_inner // groups
         self.dims = (dt_rank, d_state, d_state)
         self.scale = scale
-        self.slots = slots
+        self.routes, self.groups = routes, groups
+        self.slots = isinstance(scan, WithSlots)
+        self.paths = None if scan is None else Paths(scan, d_inner, d_state)
+        self.unscan_table = None if unscan is None else RouteTable(unscan)
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)
-        self.conv_weight = nn.Parameter(torch.empty(routes, d_inner, d_conv))
-        self.conv_bias = nn.Parameter(torch.empty(routes, d_inner))
-        self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), d_inner))
-        self.dt_proj = nn.Parameter(torch.empty(routes, d_inner, dt_rank))
-        self.dt_bias = nn.Parameter(torch.empty(routes, d_inner))
-        self.A_log = nn.Parameter(torch.empty(routes, d_inner, d_state))
-        self.D = nn.Parameter(torch.empty(routes, d_inner))
+        self.conv_weight = nn.Parameter(torch.empty(routes, channels, d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(routes, channels))
+        self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), channels))
+        self.dt_proj = nn.Parameter(torch.empty(routes, channels, dt_rank))
+        self.dt_bias = nn.Parameter(torch.empty(routes, channels))
+        self.A_log = nn.Parameter(torch.empty(routes, channels, d_state))
+        self.D = nn.Parameter(torch.empty(routes, channels))
         self.merge = nn.Identity() if merge is None else merge
-        self.merge_in_kernel = merge is None
+        self.merge_in_kernel = merge is None and groups == 1
+        self.added = merge is None
         self.act = nn.SiLU()
         self.out_proj = nn.Linear(d_inner, dim, bias=False)
         self.reset_scan_parameters()
@@ -89,36 +105,51 @@ class SequenceScan(nn.Module):
             self.A_log.copy_(init_A_log(*self.A_log.shape))
             self.D.fill_(1.0)
 
-    def forward(self, x_BLC: Tensor, order_KT: Tensor | None, unscan_KL: Tensor | None = None) -> Tensor:
+    def forward(self, x_BLC: Tensor, image_BSC: Tensor | None) -> Tensor:
         """Mixes tokens.
 
         Args:
             x_BLC: (B, L, C).
-            order_KT: integer (K, T), the token visited at each step; -1 is a padding step. None for one raster route.
-            unscan_KL: where `merge` finds the output of each route for each token; None where the scan puts it.
+            image_BSC: the image that they make up, of which only the sizes count; None without an order.
 
         Returns:
             (B, L, C).
         """
         x_BLD, z_BLD = self.in_proj(x_BLC).chunk(2, -1)
+        u_BLKD, order_KT, prompt_BLN, pieces = x_BLD.unsqueeze(2), None, None, None
+        if self.paths is not None:
+            assert image_BSC is not None
+            u_BLKD, order_KT, prompt_BLN, pieces = self.paths(x_BLD, image_BSC)
         if self.slots:
             assert order_KT is not None
-            x_BLD = pad_to_slots(x_BLD, order_KT)
-        u_BLKD = conv_along_routes(x_BLD.unsqueeze(2), self.conv_weight, self.conv_bias, order_KT)
+            u_BLKD = pad_to_slots(x_BLD, order_KT).unsqueeze(2)
+        if self.groups > 1:
+            u_BLKD = deal_channels(u_BLKD, self.groups, self.routes)
+        if pieces is not None:
+            u_BLKD = conv_pieces(u_BLKD, self.conv_weight, self.conv_bias, pieces)
+        else:
+            u_BLKD = conv_along_routes(u_BLKD, self.conv_weight, self.conv_bias, order_KT)
         proj = project_routes(u_BLKD, self.x_proj)
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
+        if prompt_BLN is not None:
+            C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
         delta_BLKD = project_routes(dt_low, self.dt_proj)
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
         A_KDN = decay_rate(self.A_log)
         merge = "sum" if self.merge_in_kernel else "none"
-        y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge, self.segment)
+        segment = self.segment
+        if pieces is not None:
+            y = scan_pieces(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, pieces, merge, segment)
+        else:
+            y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge, segment)
         if self.slots:
             y = y[:, : x_BLC.shape[1]]
         gate_BLD = self.act(z_BLD) * self.scale
-        if self.merge_in_kernel:
-            assert unscan_KL is None, "the routes are added up inside the kernel"
+        if self.added:  # before the gate, which is the same for all
+            y = y if self.merge_in_kernel else join_groups(y, self.groups)
             return self.out_proj(y * gate_BLD)
-        y = y.mul_(gate_BLD.unsqueeze(2))  # the kernel's own output, which nothing else holds: no copy of K maps
-        if unscan_KL is not None:
-            y = take_routes(y, unscan_KL)
+        y = y.mul_(gate_BLD.unsqueeze(2))  # an output which nothing else holds: no copy of K maps
+        if self.unscan_table is not None:
+            assert image_BSC is not None
+            y = take_routes(y, self.unscan_table(image_BSC))
         return self.out_proj(self.merge(y))

@@ -13,9 +13,10 @@ from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from visionssm.layers import init_dt
-from visionssm.scans import RouteTable, ScanOrder
+from visionssm.scans import ScanOrder
 
-from .functional import decay_rate, fuse_dilated, scan_routes
+from .functional import decay_rate, fuse_dilated
+from .paths import Paths, scan_shared
 
 __all__ = ["FuseStates", "StateFusion"]
 
@@ -70,16 +71,16 @@ class StateFusion(nn.Module):
 
     def __init__(self, dim: int, *, scan: ScanOrder, d_inner: int, dt_rank: int, conv_size: int = 3) -> None:
         super().__init__()
-        if scan.ndim != 2 or scan.segmented or scan.groups > 1:
-            raise ValueError(
-                f"StateFusion reads images with one state per channel and route, which {scan!r} does not do"
-            )
-        self.routes = scan.num_routes
+        if scan.ndim != 2:
+            raise ValueError(f"StateFusion reads images, which {scan!r} does not do")
+        if d_inner % scan.groups:
+            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which d_inner={d_inner} is not")
+        self.routes, self.groups = scan.num_routes, scan.groups
         self.dims = (dt_rank, 1, 1)
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)
         self.conv = nn.Conv2d(d_inner, d_inner, conv_size, padding=conv_size // 2, groups=d_inner)
         self.act = nn.SiLU()
-        self.route_table = RouteTable(scan)
+        self.paths = Paths(scan, d_inner, 1)
         self.x_proj = nn.Parameter(torch.empty(sum(self.dims), d_inner))
         self.dt_proj = nn.Parameter(torch.empty(d_inner, dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(d_inner))
@@ -100,16 +101,27 @@ class StateFusion(nn.Module):
     def scan(self, x_BHWD: Tensor) -> Tensor:
         """Scan, fusion and readout: (B, H, W, D) -> (B, H, W, D)."""
         x_BLD = x_BHWD.flatten(1, 2)
-        dt_low, B_BL1, C_BL1 = F.linear(x_BLD, self.x_proj).split(self.dims, -1)
-        B_BLKN = B_BL1.unsqueeze(2).expand(-1, -1, self.routes, -1)
-        delta_BLKD = F.linear(dt_low, self.dt_proj).unsqueeze(2).expand(-1, -1, self.routes, -1)
-        # A and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
-        A_KDN = decay_rate(self.A_log).expand(self.routes, -1, -1)
-        bias_KD = self.dt_bias.expand(self.routes, -1)
-        # With one value per state, C = 1 and no D, the scan's output is the state itself.
-        ones = torch.ones_like(B_BLKN)
-        order_KT = self.route_table(x_BHWD)
-        h_BLD = scan_routes(x_BLD.unsqueeze(2), delta_BLKD, A_KDN, B_BLKN, ones, None, bias_KD, order_KT, "sum")
+        u_BLKD, order_KT, prompt_BLN, pieces = self.paths(x_BLD, x_BHWD)
+        dt_low, B_BLK1, C_BLK1 = F.linear(u_BLKD, self.x_proj).split(self.dims, -1)
+        C_BL1 = C_BLK1.mean(2)
+        if prompt_BLN is not None:
+            C_BL1 = C_BL1 + prompt_BLN
+        B_BLKN = B_BLK1.expand(-1, -1, self.routes, -1)
+        # With one value per state, C = 1 and no D, the scan's output is the state itself. A and the bias are parameters in
+        # float32 and stay so under autocast; the kernel's state is float32 too.
+        h_BLD = scan_shared(
+            u_BLKD,
+            F.linear(dt_low, self.dt_proj),
+            decay_rate(self.A_log),
+            B_BLKN,
+            torch.ones_like(B_BLKN),
+            None,
+            self.dt_bias,
+            order_KT,
+            pieces,
+            self.routes,
+            self.groups,
+        )
         h_BHWD = self.fusion(h_BLD.view_as(x_BHWD))
         return h_BHWD * C_BL1.unflatten(1, x_BHWD.shape[1:3]) + x_BHWD * self.D
 

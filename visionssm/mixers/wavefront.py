@@ -15,11 +15,12 @@ from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt
-from visionssm.scans import RouteTable, ScanOrder
+from visionssm.scans import ScanOrder
 from visionssm_kernels import wavefront_scan
 
 from .core import ScanCore
-from .functional import decay_rate
+from .functional import deal_channels, decay_rate, join_groups
+from .paths import Paths
 
 __all__ = ["WavefrontScan"]
 
@@ -95,15 +96,21 @@ class OrderedCore(ScanCore):
     """
 
     def __init__(self, channels: int, *, scan: ScanOrder, d_state: int, dt_rank: int) -> None:
-        if scan.groups > 1:
-            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which this mixer does not")
-        super().__init__(routes=scan.num_routes, channels=channels, d_state=d_state, dt_rank=dt_rank)
-        self.route_table = RouteTable(scan)
+        if channels % scan.groups:
+            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which {channels} are not")
+        super().__init__(routes=scan.num_routes, channels=channels // scan.groups, d_state=d_state, dt_rank=dt_rank)
+        self.groups = scan.groups
+        self.paths = Paths(scan, channels, d_state)
         self.reset_scan_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, H, W, D)."""
-        return self.scan_tokens(x.flatten(1, 2).unsqueeze(2), self.route_table(x), "sum", True).view_as(x)
+        u_BLKD, order_KT, prompt_BLN, pieces = self.paths(x.flatten(1, 2), x)
+        if self.groups > 1:
+            u_BLKD = deal_channels(u_BLKD, self.groups, self.x_proj.shape[0])
+            y = self.scan_tokens(u_BLKD, order_KT, "none", False, prompt_BLN, pieces)
+            return join_groups(y, self.groups).view_as(x)
+        return self.scan_tokens(u_BLKD, order_KT, "sum", self.paths.shared, prompt_BLN, pieces).view_as(x)
 
 
 class WavefrontScan(nn.Module):

@@ -25,7 +25,7 @@ from visionssm.layers.segmentation import CONVS, SegmentationModel
 from visionssm.layers.typing import checkpointed, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
-from visionssm.scans import RouteTable, ScanOrder
+from visionssm.scans import ScanOrder
 
 from ._registry import build, register
 
@@ -50,10 +50,9 @@ class MambaLayer(nn.Module):
     def __init__(self, in_chans: int, dim: int, *, scan: ScanOrder, d_state: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(in_chans)
-        self.route_table = RouteTable(scan)
         self.mixer = SequenceScan(
             in_chans,
-            routes=scan.num_routes,
+            scan=scan,
             d_inner=2 * in_chans,
             d_state=d_state,
             dt_rank=math.ceil(in_chans / 16),
@@ -65,7 +64,7 @@ class MambaLayer(nn.Module):
         """(B, in_chans, *S) -> (B, dim, *S)."""
         x_BSC = x.movedim(1, -1)
         tokens_BLC = x_BSC.flatten(1, -2)
-        mixed_BLC = self.mixer(self.norm(tokens_BLC), self.route_table(x_BSC)) + self.skip_scale * tokens_BLC
+        mixed_BLC = self.mixer(self.norm(tokens_BLC), x_BSC) + self.skip_scale * tokens_BLC
         y_BLC = self.proj(self.norm(mixed_BLC))
         # group norms follow, and torch's for channels-last maps on CPUs adds up in plain float32
         return y_BLC.unflatten(1, x_BSC.shape[1:-1]).movedim(-1, 1).contiguous()

@@ -24,7 +24,7 @@ from visionssm.layers import GridRope, PatchEmbed, PlainModel, plain_feature_cfg
 from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import GatedMerge, SearchMerge, SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
-from visionssm.scans import RouteTable, ScanOrder, WithSlots, published_unscan, with_slots, with_token
+from visionssm.scans import ScanOrder, published_unscan, with_slots, with_token
 
 from ._registry import register
 
@@ -36,26 +36,19 @@ class LocalVimBlock(nn.Module):
 
     Args:
         dim: C.
-        scan: order of the tokens, with slots for its padding.
-        unscan: where the outputs of the routes are taken from, None for where the scan puts them.
-        mixer: (tokens (B, L, C), order (K, T), table (K, L) or None) -> (B, L, C).
+        mixer: (tokens (B, L, C), patches (B, H, W, C)) -> (B, L, C).
         drop_path: rate of stochastic depth.
     """
 
-    def __init__(
-        self, dim: int, *, scan: ScanOrder, unscan: ScanOrder | None, mixer: SequenceScan, drop_path: float
-    ) -> None:
+    def __init__(self, dim: int, *, mixer: SequenceScan, drop_path: float) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(dim, eps=1e-5)
-        self.route_table = RouteTable(scan)
-        self.unscan_table = None if unscan is None else RouteTable(unscan)
         self.mixer = mixer
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
         """(B, L, C), (B, H, W, C) -> (B, L, C)."""
-        unscan = None if self.unscan_table is None else self.unscan_table(patches)
-        return tokens + self.drop_path(self.mixer(self.norm(tokens), self.route_table(patches), unscan))
+        return tokens + self.drop_path(self.mixer(self.norm(tokens), patches))
 
 
 class LocalVim(PretrainedMixin, PlainModel):
@@ -72,7 +65,8 @@ class LocalVim(PretrainedMixin, PlainModel):
         d_state: N.
         class_token: whether there is one, in the middle.
         rope: whether tokens are turned by their place before every block; not together with a class token.
-        scan: scan order of the patches by name, with options, or one per block; the class token joins in the middle.
+        scan: scan order of the patches by name, with options, or one per block; the class token joins in the middle. Orders
+            that give each route channels of its own have no routes to merge and so no gates.
         merge: "gate", or "search" for a learned mixture of the routes.
         unscan: "published" for the published code's result at H != W, see above.
         drop_rate: dropout before the classifier.
@@ -123,20 +117,21 @@ class LocalVim(PretrainedMixin, PlainModel):
         (rates,) = drop_path_rates(drop_path_rate, (depth,))
         blocks: list[nn.Module] = []
         for rate, patches in zip(rates, layer_scans(scan, depth), strict=True):
-            order = with_slots(tokens(patches))
+            joint: nn.Module | None = None
+            if patches.groups == 1:
+                joint = GatedMerge(2 * dim) if merge == "gate" else SearchMerge(2 * dim, patches)
             table = published_unscan(patches) if unscan == "published" else None
             mixer = SequenceScan(
                 dim,
-                routes=order.num_routes,
+                scan=with_slots(tokens(patches)),
                 d_inner=2 * dim,
                 d_state=d_state,
                 dt_rank=math.ceil(dim / 16),
-                merge=GatedMerge(2 * dim) if merge == "gate" else SearchMerge(2 * dim, patches),
-                slots=isinstance(order, WithSlots),
+                merge=joint,
+                unscan=None if table is None else tokens(table),
                 local_scan=local_scan,
             )
-            unscan_order = None if table is None else tokens(table)
-            blocks.append(LocalVimBlock(dim, scan=order, unscan=unscan_order, mixer=mixer, drop_path=rate))
+            blocks.append(LocalVimBlock(dim, mixer=mixer, drop_path=rate))
         super().__init__(
             in_chans=in_chans,
             num_classes=num_classes,

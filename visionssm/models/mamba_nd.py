@@ -30,7 +30,7 @@ from visionssm.layers.typing import checkpointed, drop_path_rates, unscripted
 from visionssm.layers.unetr import UnetrDecoder
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
-from visionssm.scans import RouteTable, ScanOrder
+from visionssm.scans import ScanOrder
 
 from ._registry import build, register
 
@@ -53,10 +53,9 @@ class MambaNDBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.route_table = RouteTable(scan)
         self.mixer = SequenceScan(
             dim,
-            routes=scan.num_routes,
+            scan=scan,
             d_inner=2 * dim,
             d_state=d_state,
             dt_rank=math.ceil(dim / 16),
@@ -67,7 +66,7 @@ class MambaNDBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, *S, dim) -> (B, *S, dim)."""
         u = self.norm(x)
-        return u + self.drop_path(self.mixer(u.flatten(1, -2), self.route_table(u)).view_as(u))
+        return u + self.drop_path(self.mixer(u.flatten(1, -2), u).view_as(u))
 
 
 class MambaND(PretrainedMixin, HierarchicalModel):

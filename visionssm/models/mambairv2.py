@@ -27,6 +27,7 @@ from visionssm.checkpoints.load import PretrainedMixin
 from visionssm.checkpoints.mambairv2 import LAYOUT
 from visionssm.layers import RestorationModel, Upsampler
 from visionssm.mixers import AttentiveScan
+from visionssm.mixers.schedule import ScanChoice, layer_scans
 
 from ._registry import build, register
 
@@ -217,6 +218,8 @@ class MambaIRv2(PretrainedMixin, RestorationModel):
         light: gated MLPs, as the light models have.
         routing: how categories are chosen in evaluation: "argmax", or "gumbel" for chance, as published.
         sort: the order of positions inside a category, "published" or "stable", see `AttentiveScan`.
+        scan: None for positions sorted by category; or a scan order by name or options, or one per layer, along whose routes the
+            scan runs instead.
         img_range: factor between the images' values and those inside.
     """
 
@@ -239,6 +242,7 @@ class MambaIRv2(PretrainedMixin, RestorationModel):
         light: bool = False,
         routing: Literal["argmax", "gumbel"] = "argmax",
         sort: Literal["published", "stable"] = "published",
+        scan: ScanChoice | None = None,
         img_range: float = 1.0,
     ) -> None:
         if routing not in ("argmax", "gumbel"):
@@ -246,6 +250,7 @@ class MambaIRv2(PretrainedMixin, RestorationModel):
         if dim % heads:
             raise ValueError(f"dim={dim} is not divisible into heads={heads}")
         hidden = int(dim * mlp_ratio)
+        orders = iter([None] * sum(depths) if scan is None else layer_scans(scan, sum(depths)))
 
         def layer(index: int) -> AttentiveLayer:
             return AttentiveLayer(
@@ -259,6 +264,7 @@ class MambaIRv2(PretrainedMixin, RestorationModel):
                     categories=categories,
                     rank=rank,
                     sort=sort,
+                    scan=next(orders),
                 ),
                 mlp=partial(GatedConvMlp if light else ConvMlp, dim, hidden),
             )

@@ -27,7 +27,7 @@ from visionssm.layers.segmentation import CONVS, INSTANCE_NORMS, SegmentationMod
 from visionssm.layers.typing import checkpointed, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
-from visionssm.scans import RouteTable, ScanOrder, create_scan
+from visionssm.scans import ScanOrder, create_scan
 
 from ._registry import build, register
 
@@ -73,16 +73,13 @@ class ScanBlock(nn.Module):
     def __init__(self, dim: int, scan: ScanOrder, d_state: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.route_table = RouteTable(scan)
-        self.mixer = SequenceScan(
-            dim, routes=scan.num_routes, d_inner=2 * dim, d_state=d_state, dt_rank=math.ceil(dim / 16)
-        )
+        self.mixer = SequenceScan(dim, scan=scan, d_inner=2 * dim, d_state=d_state, dt_rank=math.ceil(dim / 16))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C, *S)."""
         x_BSC = x.movedim(1, -1)
         tokens_BLC = x_BSC.flatten(1, -2)
-        tokens_BLC = tokens_BLC + self.mixer(self.norm(tokens_BLC), self.route_table(x_BSC))
+        tokens_BLC = tokens_BLC + self.mixer(self.norm(tokens_BLC), x_BSC)
         return tokens_BLC.transpose(1, 2).reshape(x.shape)
 
 

@@ -28,7 +28,7 @@ from visionssm.layers.segmentation import CONVS, INSTANCE_NORMS, SegmentationMod
 from visionssm.layers.typing import checkpointed, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
-from visionssm.scans import RouteTable, ScanOrder
+from visionssm.scans import ScanOrder
 
 from ._registry import build, register
 
@@ -89,13 +89,12 @@ class PositionMamba(nn.Module):
     def __init__(self, dim: int, *, scan: ScanOrder, d_state: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.route_table = RouteTable(scan)
-        self.mixer = _mamba(dim, scan.num_routes, d_state)
+        self.mixer = _mamba(dim, scan, d_state)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C, *S)."""
         x_BSC = x.movedim(1, -1)
-        tokens_BLC = self.mixer(self.norm(x_BSC.flatten(1, -2)), self.route_table(x_BSC))
+        tokens_BLC = self.mixer(self.norm(x_BSC.flatten(1, -2)), x_BSC)
         return tokens_BLC.transpose(1, 2).reshape(x.shape)
 
 
@@ -110,15 +109,15 @@ class ChannelMamba(nn.Module):
     def __init__(self, length: int, *, d_state: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(length)
-        self.mixer = _mamba(length, 1, d_state)
+        self.mixer = _mamba(length, None, d_state)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) of L positions -> (B, C, *S)."""
         return self.mixer(self.norm(x.flatten(2)), None).reshape(x.shape)
 
 
-def _mamba(dim: int, routes: int, d_state: int) -> SequenceScan:
-    return SequenceScan(dim, routes=routes, d_inner=2 * dim, d_state=d_state, dt_rank=math.ceil(dim / 16))
+def _mamba(dim: int, scan: ScanOrder | None, d_state: int) -> SequenceScan:
+    return SequenceScan(dim, scan=scan, d_inner=2 * dim, d_state=d_state, dt_rank=math.ceil(dim / 16))
 
 
 class Encoder(nn.Module):

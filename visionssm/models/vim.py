@@ -27,7 +27,7 @@ from visionssm.layers import PatchEmbed, PlainModel, plain_feature_cfg
 from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
-from visionssm.scans import RouteTable, ScanOrder, with_token
+from visionssm.scans import with_token
 
 from ._registry import register
 
@@ -39,21 +39,19 @@ class VimBlock(nn.Module):
 
     Args:
         dim: C.
-        scan: order of the tokens.
-        mixer: (tokens (B, L, C), order (K, T)) -> (B, L, C).
+        mixer: (tokens (B, L, C), patches (B, H, W, C)) -> (B, L, C).
         drop_path: rate of stochastic depth.
     """
 
-    def __init__(self, dim: int, *, scan: ScanOrder, mixer: SequenceScan, drop_path: float) -> None:
+    def __init__(self, dim: int, *, mixer: SequenceScan, drop_path: float) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(dim, eps=1e-5)
-        self.route_table = RouteTable(scan)
         self.mixer = mixer
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
         """(B, L, C), (B, H, W, C) -> (B, L, C)."""
-        return tokens + self.drop_path(self.mixer(self.norm(tokens), self.route_table(patches)))
+        return tokens + self.drop_path(self.mixer(self.norm(tokens), patches))
 
 
 class Vim(PretrainedMixin, PlainModel):
@@ -109,15 +107,14 @@ class Vim(PretrainedMixin, PlainModel):
         for rate, order in zip(rates, layer_scans(scan, depth), strict=True):
             mixer = SequenceScan(
                 dim,
-                routes=order.num_routes,
+                scan=with_token(order) if class_token else order,
                 d_inner=2 * dim,
                 d_state=d_state,
                 dt_rank=math.ceil(dim / 16),
-                scale=1 / order.num_routes,
+                scale=order.groups / order.num_routes,
                 local_scan=local_scan,
             )
-            tokens = with_token(order) if class_token else order
-            blocks.append(VimBlock(dim, scan=tokens, mixer=mixer, drop_path=rate))
+            blocks.append(VimBlock(dim, mixer=mixer, drop_path=rate))
         super().__init__(
             in_chans=in_chans,
             num_classes=num_classes,

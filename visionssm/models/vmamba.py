@@ -123,7 +123,7 @@ class VMamba(PretrainedMixin, HierarchicalModel):
         global_residual: bool = False,
     ) -> None:
         dims = tuple(dim * 2**i for i in range(len(depths)))
-        scans = layer_scans(scan, sum(depths), content=True)
+        scans = layer_scans(scan, sum(depths))
         rates = drop_path_rates(drop_path_rate, depths)
         downsample = ConvDownsample if conv_stem else PatchMerging
         stages = []

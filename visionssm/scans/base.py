@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-__all__ = ["Adjacency", "ScanOrder", "grid", "invert"]
+__all__ = ["Adjacency", "ScanOrder", "cut", "grid", "invert"]
 
 
 Adjacency: TypeAlias = Literal["none", "faces", "corners"]
@@ -34,12 +35,18 @@ def invert(route: Tensor, length: int | None = None) -> Tensor:
     Returns:
         int64 (..., L).
     """
-    length = route.shape[-1] if length is None else length
+    positions = route.shape[-1] if length is None else length
     # Padding steps are written to one extra column, which is then cut off.
-    columns = torch.where(route >= 0, route, length).long()
+    columns = torch.where(route >= 0, route, positions).long()
     steps = torch.arange(route.shape[-1], device=route.device).expand_as(columns)
-    table = steps.new_full((*route.shape[:-1], length + 1), -1)
+    table = pad(torch.full_like(columns[..., :1], -1), [0, positions], value=-1.0)
     return table.scatter_(-1, columns, steps)[..., :-1].contiguous()
+
+
+def cut(route: Tensor, piece: int, room: int) -> Tensor:
+    """Return a route (T,) in pieces, each filled up with -1 to `room` steps: (number of pieces, room)."""
+    pieces = pad(route, (0, -route.numel() % piece), value=-1).view(-1, piece)
+    return pad(pieces, (0, room - piece), value=-1)
 
 
 def _freeze(value: Any) -> Any:
@@ -86,9 +93,9 @@ class ScanOrder(ABC):
     groups: ClassVar[int] = 1
     # Made from another order by code, so not among the names of list_scans.
     wraps: ClassVar[bool] = False
-    # The state restarts within a route: see `segments`. Such an order needs a mixer that knows of it.
+    # The state restarts within a route: see `segments`.
     segmented: ClassVar[bool] = False
-    # Each image's own table is made from its content: see `visionssm.scans.content`. Such an order needs the image mixer.
+    # Each image's own table is made from its content: see `visionssm.scans.content`.
     content: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:

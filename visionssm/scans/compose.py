@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import ScanOrder
+from .base import ScanOrder, cut
 from .channels import MultiScale
 from .registry import create_scan, register_scan, scan_from_key
 
@@ -35,8 +35,25 @@ class Chain(ScanOrder):
         """How often the image is needed."""
         return scan_from_key(self.scan).num_routes
 
+    @property
+    def content(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return scan_from_key(self.scan).content
+
+    @property
+    def segmented(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return scan_from_key(self.scan).segmented
+
+    def segments(self, size: Sequence[int]) -> tuple[int, ...]:
+        if not self.segmented:
+            return super().segments(size)
+        return (max(scan_from_key(self.scan).segments(size)),)  # shorter pieces are filled up
+
     def length(self, size: Sequence[int]) -> int:
-        return self.copies * scan_from_key(self.scan).length(size)
+        inner = scan_from_key(self.scan)
+        if not self.segmented:
+            return self.copies * inner.length(size)
+        pieces = inner.segments(size)
+        return max(pieces) * sum(-(-inner.length(size) // piece) for piece in pieces)
 
     def positions(self, size: Sequence[int]) -> int:
         return self.copies * scan_from_key(self.scan).positions(size)
@@ -45,7 +62,11 @@ class Chain(ScanOrder):
         inner = scan_from_key(self.scan)
         routes = inner.routes(size)
         copies = torch.arange(len(routes)).unsqueeze(1) * inner.positions(size)
-        return [torch.where(routes >= 0, routes + copies, -1).flatten()]
+        routes = torch.where(routes >= 0, routes + copies, -1)
+        if self.segmented:
+            pieces = inner.segments(size)
+            routes = torch.cat([cut(route, piece, max(pieces)) for route, piece in zip(routes, pieces, strict=True)])
+        return [routes.flatten()]
 
 
 def chain(scan: ScanOrder) -> Chain:
@@ -81,19 +102,23 @@ def deal(scan: ScanOrder, groups: int) -> ScanOrder:
     """Return the routes of an order shared out among channel groups, those of a group side by side.
 
     Args:
-        scan: an order with that many channel groups, which is returned as it is; or one without: its routes are dealt out
-            in turn, starting again where there are fewer routes than groups. Where each only visits a part of the image,
-            every group gets all.
+        scan: an order with that many channel groups, which is returned as it is, or with a divisor of that, so that several
+            get the routes of one of its groups; or one without: its routes are dealt out in turn, starting again where there
+            are fewer routes than groups. Where each only visits a part of the image, every group gets all.
         groups: number of groups.
 
     Raises:
-        ValueError: the order has another number of groups.
+        ValueError: the order has a number of groups that does not divide this one.
     """
     if scan.groups == groups:
         return scan
-    if scan.groups != 1:
-        raise ValueError(f"{scan!r} has {scan.groups} channel groups, but {groups} are needed")
     routes = scan.num_routes
+    if scan.groups != 1:
+        if groups % scan.groups:
+            raise ValueError(f"{scan!r} has {scan.groups} channel groups, which {groups} are no multiple of")
+        per = routes // scan.groups
+        first = [group * scan.groups // groups * per for group in range(groups)]
+        return _select(scan, [start + route for start in first for route in range(per)])
     if not scan.total:
         return _select(scan, [*range(routes)] * groups)
     rounds = -(-routes // groups)

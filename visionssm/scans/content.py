@@ -1,7 +1,7 @@
 """Orders that are read off the image: per-image tables, made by a module that learns with the model.
 
-An order here says what is sorted by and holds the options; `visionssm.mixers.content` has the modules, and the image mixer runs
-them. Its `routes` are those of an image without content, all of whose positions are alike: the raster, as all sorts are stable.
+An order here says what is sorted by and holds the options; `visionssm.mixers.content` has the modules, which every mixer runs.
+Its `routes` are those of an image without content, all of whose positions are alike: the raster, as all sorts are stable.
 """
 
 from torch import Tensor

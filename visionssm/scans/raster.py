@@ -7,8 +7,10 @@ from torch import Tensor
 
 from .base import ScanOrder, grid
 from .registry import register_scan
+from .select import one_route_per_layer
 
 __all__ = [
+    "Alternating",
     "Bidirectional",
     "Cross",
     "CrossBidirectional",
@@ -57,6 +59,23 @@ class Bidirectional(ScanOrder):
 
     def paths(self, size: tuple[int, ...]) -> list[Tensor]:
         return with_reversed([grid(size).flatten()])
+
+
+@register_scan("alternating")
+class Alternating(ScanOrder):
+    """Raster and its reversal, one per layer in turn: Adventurer (arXiv 2410.07599), LBMamba's LBVim (arXiv 2506.15976).
+
+    Both turn the whole sequence around between layers, which is the same. Any rank.
+    """
+
+    ndims = (2, 3, 1)
+    num_routes = 2
+
+    def paths(self, size: tuple[int, ...]) -> list[Tensor]:
+        return with_reversed([grid(size).flatten()])
+
+    def _layer(self, index: int, depth: int) -> ScanOrder:
+        return one_route_per_layer(self, index)
 
 
 def _cross(size: tuple[int, ...]) -> list[Tensor]:

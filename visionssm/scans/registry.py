@@ -44,15 +44,9 @@ def list_scans(ndim: int | None = None) -> list[str]:
     """Return the names of the scan orders, sorted.
 
     Args:
-        ndim: keep those that any backbone of that rank can use: they read such images, their state runs through (orders
-            that are `segmented` need a mixer that restarts it), and they do not ask what an image shows (orders that are
-            `content` need the image mixer).
+        ndim: keep those that read images of that rank, which any backbone of that rank can use.
     """
-    return sorted(
-        name
-        for name, cls in _SCANS.items()
-        if not cls.wraps and (ndim is None or (ndim in cls.ndims and cls.segmented is not True and not cls.content))
-    )
+    return sorted(name for name, cls in _SCANS.items() if not cls.wraps and (ndim is None or ndim in cls.ndims))
 
 
 def create_scan(name: str | ScanOrder, **options: Any) -> ScanOrder:

@@ -57,6 +57,10 @@ class Select(ScanOrder):
     def segmented(self) -> bool:
         return self.source.segmented
 
+    @property
+    def content(self) -> bool:
+        return self.source.content
+
     def length(self, size: Sequence[int]) -> int:
         return self.source.length(size)
 

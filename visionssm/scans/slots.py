@@ -40,6 +40,10 @@ class WithSlots(ScanOrder):
     def num_routes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.num_routes
 
+    @property
+    def groups(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.groups
+
     def positions(self, size: Sequence[int]) -> int:
         return self.inner.length(size)
 
@@ -80,8 +84,8 @@ class PublishedUnscan(ScanOrder):
 
 
 def with_slots(scan: ScanOrder) -> ScanOrder:
-    """Return `scan` with padding slots, or itself where it has no padding or its routes only visit a part each."""
-    if not scan.padded or not scan.total:
+    """Return `scan` with padding slots, or itself without padding, or where routes visit a part each or start anew inside."""
+    if not scan.padded or not scan.total or scan.segmented:
         return scan
     return create_scan("with_slots", scan=scan.key, ndim=scan.ndim)
 

@@ -93,15 +93,10 @@ class RouteTable(nn.Module):
 
     Args:
         scan: the order.
-
-    Raises:
-        ValueError: the order has no table that fits all images.
     """
 
     def __init__(self, scan: ScanOrder) -> None:
         super().__init__()
-        if scan.content:
-            raise ValueError(f"{scan!r} makes a table for each image from its content, which only the image mixer does")
         self.scan = scan
         self.key = scan.key
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import ScanOrder
+from .base import ScanOrder, cut
 from .registry import create_scan, register_scan, scan_from_key
 
 __all__ = ["WithToken", "with_token"]
@@ -44,17 +44,41 @@ class WithToken(ScanOrder):
 
     @property
     def padded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.padded
+        return self.inner.padded or self.inner.segmented
+
+    @property
+    def groups(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.groups
+
+    @property
+    def content(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.content
 
     def positions(self, size: Sequence[int]) -> int:
         return self.inner.positions(size) + 1
 
+    @property
+    def segmented(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.segmented
+
+    def segments(self, size: Sequence[int]) -> tuple[int, ...]:
+        if not self.segmented:
+            return super().segments(size)
+        return tuple(piece + 1 for piece in self.inner.segments(size))
+
     def length(self, size: Sequence[int]) -> int:
-        return self.inner.length(size) + 1
+        length = self.inner.length(size)
+        if not self.segmented:
+            return length + 1
+        return max(-(-length // piece) * (piece + 1) for piece in self.inner.segments(size))
 
     def paths(self, size: tuple[int, ...]) -> list[Tensor]:
         routes = self.inner.routes(size)
         middle = self.inner.positions(size) // 2
+        if self.segmented:
+            return [
+                self._join(path, piece, middle) for path, piece in zip(routes, self.inner.segments(size), strict=True)
+            ]
         token = torch.tensor([middle], device="cpu")
         paths: list[Tensor] = []
         for k, route in enumerate(routes):
@@ -63,6 +87,15 @@ class WithToken(ScanOrder):
             moved = route + (route >= middle)  # patches behind the token move up by one; padding stays -1
             paths.append(torch.cat([moved[:step], token, moved[step:]]))
         return paths
+
+    def _join(self, route: Tensor, piece: int, middle: int) -> Tensor:
+        """All pieces become one step longer: the token joins the one that is read at step `middle`, the others end in -1."""
+        route = route + (route >= middle)
+        pieces = cut(route, piece, piece + 1)
+        number, step = divmod(min(middle, route.numel() - 1), piece)
+        pieces[number, step + 1 :] = pieces[number, step:-1].clone()
+        pieces[number, step] = middle
+        return pieces.flatten()
 
 
 def with_token(scan: ScanOrder, *, mirrored: bool = True) -> ScanOrder:

@@ -1,5 +1,6 @@
 """Window by window."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -10,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .base import ScanOrder, grid
-from .raster import with_reversed
+from .raster import cyclic_axes, with_reversed
 from .registry import register_scan
 
-__all__ = ["SliceWindow", "Window", "WindowColumnFirst"]
+__all__ = ["AtrousWindow", "SliceWindow", "Window", "WindowColumnFirst"]
 
 _DIRECTION = re.compile(r"(?:h|v|w([1-9]\d*))(?:_flip)?")
 
@@ -158,3 +159,47 @@ class SliceWindow(ScanOrder):
         slices = grid(size).view(-1, *size[-2:])
         windows = [w.flatten(1) for rows in slices.split(self.side, 1) for w in rows.split(self.side, 2)]
         return with_reversed([torch.cat(windows, 1).flatten()])
+
+
+@register_scan("atrous_window")
+class AtrousWindow(ScanOrder):
+    """Windows with holes: their cells lie `rate` apart, and the windows of a tile interlace, as in AtrousMamba (2025).
+
+    The image is padded at the bottom and right to multiples of side * rate and the padding is scanned. Tiles are read in
+    raster order, the rate ** ndim windows of a tile by their first cells, each in raster order; then the same along the other
+    cyclic axis orders, then all of it reversed. No code was released: side and rate are the paper's terms, the order of the
+    windows is ours. With rate 1 these are the windows of `window`.
+
+    Args:
+        side: cells along a window.
+        rate: distance between them.
+    """
+
+    side: int = 2
+    rate: int = 2
+
+    ndims = (2, 3)
+    padded = True
+
+    def check(self) -> None:
+        if self.side < 1 or self.rate < 1:
+            raise ValueError(f"scan 'atrous_window': side={self.side!r} and rate={self.rate!r} must be positive")
+
+    @property
+    def num_routes(self) -> int:
+        return 2 * self.ndim
+
+    def length(self, size: Sequence[int]) -> int:
+        tile = self.side * self.rate
+        return math.prod(-(-length // tile) * tile for length in size)
+
+    def paths(self, size: tuple[int, ...]) -> list[Tensor]:
+        tile, ndim = self.side * self.rate, self.ndim
+        image = pad(grid(size), [end for length in reversed(size) for end in (0, -length % tile)], value=-1)
+        # every axis becomes (tile, cell of the window, phase of the window), to be read tiles, phases, cells
+        parts = [part for length in image.shape for part in (length // tile, self.side, self.rate)]
+        blocks = image.reshape(parts)
+        axes = [[3 * axis + part for axis in order] for order in cyclic_axes(ndim) for part in (0, 2, 1)]
+        return with_reversed(
+            [blocks.permute(*itertools.chain(*axes[k : k + 3])).flatten() for k in range(0, 3 * ndim, 3)]
+        )

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.functional import layer_norm, pixel_unshuffle
 
 from visionssm.engine.checkpoint import write_atomic
+from visionssm.mixers.content import content_routes
 from visionssm.scans import ScanOrder, grid
 
 from .images import square_photos
 from .seeing import SEEN_PHOTOS, decode
 
-__all__ = ["draw_figures", "draw_paths", "path_entry"]
+__all__ = ["draw_figures", "draw_paths", "path_entry", "read_off_photo"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 MARKERS = "os^Dv*P"
@@ -47,8 +50,12 @@ def draw_figures(figures: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def path_entry(scan: ScanOrder, side: int) -> dict[str, Any]:
-    """What `draw_paths` needs of an order; `shown` is its first route that is not straight, where it has one."""
-    image, routes = grid((side, side)), scan.routes((side, side))
+    """What `draw_paths` needs of an order; `shown` is its first route that is not straight, where it has one.
+
+    An order that is read off the image is drawn as an untrained module reads it off a photograph.
+    """
+    image = grid((side, side))
+    routes = read_off_photo(scan, side) if scan.content else scan.routes((side, side))
     straight = [turned.flatten() for i in range(4) for turned in (image.rot90(i), image.rot90(i).T)]
     bent = [i for i, route in enumerate(routes) if not any(torch.equal(route[route >= 0], line) for line in straight)]
     paths = routes.tolist()
@@ -58,7 +65,19 @@ def path_entry(scan: ScanOrder, side: int) -> dict[str, Any]:
         "paths": paths,
         "routes": len(paths),
         "shown": bent[0] if bent else 0,
+        "content": scan.content,
     }
+
+
+def read_off_photo(scan: ScanOrder, side: int) -> Tensor:
+    """Routes (K, L) over a photograph of side * side patches of 4 * 4 pixels, from an untrained module of fixed seed."""
+    photo = square_photos(SEEN_PHOTOS[:1], 4 * side)
+    patches_BLD = pixel_unshuffle(photo, 4).flatten(2).transpose(1, 2)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        routes = content_routes(scan, patches_BLD.shape[2], 1)
+        assert routes is not None
+        return routes.eval()(layer_norm(patches_BLD, patches_BLD.shape[2:]))[1][0].long()
 
 
 def draw_paths(entries: Sequence[dict[str, Any]], *, columns: int = 7) -> Figure:
@@ -80,7 +99,8 @@ def draw_paths(entries: Sequence[dict[str, Any]], *, columns: int = 7) -> Figure
         axes.set(xlim=(-0.7, entry["side"] - 0.3), ylim=(entry["side"] - 0.3, -0.7), aspect="equal")
         axes.set_axis_off()
         routes = "" if entry["routes"] == 1 else f"\n1 of {entry['routes']} routes"
-        axes.set_title(f"{entry['order']}{routes}", fontsize=8)
+        photo = " of a photo" if entry["content"] else ""
+        axes.set_title(f"{entry['order']}{photo}{routes}", fontsize=8)
     return figure
 
 

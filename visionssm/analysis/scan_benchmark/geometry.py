@@ -26,11 +26,16 @@ SECTOR, LINE, PAGE = 32, 64, 4096  # bytes: a GPU's sector, a CPU's cache line, 
 
 
 def geometry_cells(scans: Sequence[ScanOrder], config: GeometryConfig) -> list[Cell]:
-    """One cell per order and size."""
+    """One cell per order and size; none for orders that are read off each image, which have no routes of their own."""
     params = dataclasses.asdict(config)
     del params["on"], params["sizes"]
     params["within"] = list(config.within)
-    return [Cell("geometry", scan.key, {**params, "size": list(size)}) for scan in scans for size in config.sizes]
+    return [
+        Cell("geometry", scan.key, {**params, "size": list(size)})
+        for scan in scans
+        if not scan.content
+        for size in config.sizes
+    ]
 
 
 def measure(scan: ScanOrder, params: dict[str, Any], folder: Path) -> dict[str, Any]:

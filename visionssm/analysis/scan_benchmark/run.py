@@ -180,6 +180,7 @@ def _describe(scan: ScanOrder, draw: int) -> dict[str, Any]:
         "groups": scan.groups,
         "total": scan.total,
         "padded": scan.padded,
+        "segmented": scan.segmented,
     }
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionssm.data.errors import UserError
+from visionssm.mixers.core import RoutedScan
 from visionssm.scans import ScanOrder
 from visionssm_kernels import use_backend
 
@@ -57,6 +58,7 @@ def hidden_attention(
     bias: Tensor | None,
     order: Tensor | None,
     softplus: bool = True,
+    segments: Sequence[int] | None = None,
 ) -> Tensor:
     """The token-to-token weights of one image, in image order.
 
@@ -67,6 +69,7 @@ def hidden_attention(
         bias: (K, D) or None.
         order: integer (K, T), -1 = padding; None: every route is 0..L-1.
         softplus: whether dt = softplus(delta + bias).
+        segments: per route the number of steps after which the state starts anew; None for never.
 
     Returns:
         (K, D, L, L): the weight of column s in row t.
@@ -82,6 +85,9 @@ def hidden_attention(
         reach = dt_TD.cumsum(0)
         gap_DTT = (reach[:, None] - reach[None]).permute(2, 0, 1)
         past = torch.ones(len(route), len(route), dtype=torch.bool, device=delta.device).tril()
+        if segments is not None:
+            piece = torch.arange(len(route), device=delta.device) // segments[k]
+            past &= piece[:, None] == piece[None]
         gap_DTT = torch.where(past, gap_DTT, 0.0)  # the future would overflow before it is cut off
         weights = torch.zeros_like(gap_DTT)
         for n in range(A.shape[-1]):
@@ -148,10 +154,14 @@ def measure(scan: ScanOrder, params: dict[str, Any], folder: Path) -> dict[str, 
     # the operator is what is recorded; "auto" might choose plain torch, which does not pass through it
     with torch.no_grad(), use_backend("numba"), ScanRecorder() as recorder:
         model(photos[:1])
-    most = max(call[0].shape[1] for call in recorder.calls)
-    call = [call for call in recorder.calls if call[0].shape[1] == most][-1]
-    _, delta, A, B, C, _, bias, order, softplus = call[:9]
-    weights_LL = hidden_attention(delta[0], A, B[0], C[0], bias, order, softplus).abs().mean(1).sum(0)
+    if scan.segmented:
+        weights_LL, most = _attention_in_pieces(model, photos[:1])
+    else:
+        most = max(call[0].shape[1] for call in recorder.calls)
+        call = [call for call in recorder.calls if call[0].shape[1] == most][-1]
+        _, delta, A, B, C, _, bias, order, softplus = call[:9]
+        order = order[0] if order is not None and order.dim() == 3 else order  # an image's own
+        weights_LL = hidden_attention(delta[0], A, B[0], C[0], bias, order, softplus).abs().mean(1).sum(0)
     side = round(most**0.5)
     rows = weights_LL / weights_LL.sum(1, keepdim=True).clamp(min=1e-12)
     return {
@@ -164,6 +174,27 @@ def measure(scan: ScanOrder, params: dict[str, Any], folder: Path) -> dict[str, 
         "attention_distance": _mean_distance(rows, side),
         "attention_reach": (rows > 0.01 * rows.amax(1, keepdim=True)).double().mean().item(),
     }
+
+
+def _attention_in_pieces(model: nn.Module, photo: Tensor) -> tuple[Tensor, int]:
+    """The same where routes are scanned piece by piece, which the operator sees as a batch: (L, L), and L."""
+    calls: list[tuple[Any, ...]] = []
+    kernels = [module for module in model.modules() if isinstance(module, RoutedScan)]
+    hooks = [kernel.register_forward_pre_hook(lambda module, args: calls.append(args)) for kernel in kernels]
+    with torch.no_grad():
+        model(photo)
+    for hook in hooks:
+        hook.remove()
+    if not calls:
+        raise UserError(
+            "the attention of an order whose state starts anew is read from mixers with parameters per route"
+        )
+    most = max(call[0].shape[1] for call in calls)
+    _, delta, A_log, B, C, _, bias, _, _, pieces = [call for call in calls if call[0].shape[1] == most][-1]
+    routes = torch.nn.utils.rnn.pad_sequence([piece.flatten() for piece in pieces], True, -1)
+    segments = [piece.shape[1] for piece in pieces]
+    weights = hidden_attention(delta[0], -A_log.exp(), B[0], C[0], bias, routes, segments=segments)
+    return weights.abs().mean(1).sum(0), most
 
 
 def _share_needed(field: Tensor, energy: float) -> float:

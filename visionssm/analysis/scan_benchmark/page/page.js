@@ -345,6 +345,8 @@
       if (entry.groups > 1) facts.push(`${entry.groups} channel groups`);
       if (!entry.total) facts.push("each its share");
       if (entry.padded) facts.push("padded");
+      if (entry.segmented) facts.push("starts anew");
+      if (entry.content) facts.push("here of a photo");
       grid.append(el("article", { class: "card", title: entry.about }, el("h3", { text: entry.order }), el("p", { text: facts.join(", ") }), image, buttons));
     }
     const pace = choice("speed", ["slow", "normal", "fast"], (index) => (speed = [0.4, 1, 3][index]));
@@ -354,7 +356,7 @@
   };
   const grid = el("div", { class: "cards", id: "paths-grid" });
   const controls = paths();
-  section("paths", "Paths", note("A ring marks where a route starts, a square where it ends; colour runs with the steps, from dark to bright. Thin lines are jumps. Buttons below a picture choose the route."), controls, grid);
+  section("paths", "Paths", note("A ring marks where a route starts, a square where it ends; colour runs with the steps, from dark to bright. Thin lines are jumps. Buttons below a picture choose the route. Orders that are read off the image are drawn as an untrained network reads them off a photograph."), controls, grid);
 
   // Learning
 
