@@ -21,6 +21,7 @@ from visionssm.analysis.scan_benchmark.config import (
     RecipeConfig,
 )
 from visionssm.analysis.scan_benchmark.cost import cost_cells, growth, peak_bytes
+from visionssm.analysis.scan_benchmark.figures import path_entry
 from visionssm.analysis.scan_benchmark.geometry import (
     autocorrelation,
     geometry_cells,
@@ -32,6 +33,7 @@ from visionssm.analysis.scan_benchmark.images import user_photos
 from visionssm.analysis.scan_benchmark.learning import compare, learning_cells
 from visionssm.analysis.scan_benchmark.run import chosen_scans, label
 from visionssm.analysis.scan_benchmark.seeing import _encode, decode, hidden_attention, receptive_field
+from visionssm.analysis.scan_benchmark.seeing import measure as look
 from visionssm.analysis.scan_benchmark.tasks import open_task
 from visionssm.data.errors import DataError, UserError
 from visionssm.engine.config import ConfigError, build_config
@@ -205,6 +207,34 @@ def test_hidden_attention_is_the_scan(name: str) -> None:
         visited[k, route[route >= 0]] = 1
     got = torch.einsum("kdts,sd->tkd", weights, u[0, :, 0]) + skip * u[0] * visited.T[..., None]
     torch.testing.assert_close(got, y, **TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("name", ["slices", "semantic"])
+def test_attention_of_orders_without_one_table(name: str, tmp_path: Path) -> None:
+    model = {"task": "restoration", "model": "vmamba_nano", "kwargs": {"dim": 16, "depths": [1]}}
+    params = {"photos": 1, "size": 32, "cell": None, "model": model}
+    seen = look(create_scan(name), params, tmp_path)
+    rows = torch.from_numpy(decode(seen["attention"], seen["attention_side"]).copy())
+    side = seen["attention_side"]
+    assert (side, rows.shape) == (8, (64, 64))
+    assert rows.diagonal().gt(0).all()
+    y, x = torch.arange(64) // side, torch.arange(64) % side
+    lines = (y[:, None] == y) | (x[:, None] == x)
+    if name == "slices":  # half of the channels read along rows, half along columns, and nothing from line to line
+        assert not rows[~lines].any()
+    else:
+        assert rows[~lines].any()
+        assert not torch.equal(rows > 0, torch.ones(64, 64).tril() > 0)  # not the raster
+
+
+def test_orders_read_off_the_image_are_drawn_of_a_photo() -> None:
+    entry = path_entry(create_scan("semantic"), 8)
+    assert entry["content"]
+    (path,) = entry["paths"]
+    assert sorted(path) == list(range(64))
+    assert path != list(range(64))
+    assert path_entry(create_scan("semantic"), 8) == entry
+    assert geometry_cells([create_scan("semantic")], GeometryConfig()) == []
 
 
 def test_receptive_field_of_a_convolution() -> None:

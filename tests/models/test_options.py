@@ -116,7 +116,7 @@ def test_a_token_sees_the_rest_of_its_segment_and_no_more() -> None:
 
 def test_lbvim_alternates_the_direction_from_layer_to_layer() -> None:
     model = visionssm.create_model("lbvim_tiny")
-    tables = [block.route_table.scan.routes((2, 3))[0].tolist() for block in model.blocks]
+    tables = [block.mixer.paths.scan.routes((2, 3))[0].tolist() for block in model.blocks]
     forward = list(range(6))
     assert tables == [forward, forward[::-1]] * 12
     assert {block.mixer.segment for block in model.blocks} == {0}

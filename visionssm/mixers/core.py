@@ -62,9 +62,7 @@ class RoutedScan(nn.Module):
         """
         A_KDN = decay_rate(A_log_KDN)
         if pieces is not None:
-            return scan_pieces(
-                u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, pieces, merge, self.segment
-            )
+            return scan_pieces(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, pieces, merge, self.segment)
         return scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, merge, self.segment)
 
 
