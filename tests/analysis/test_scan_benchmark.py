@@ -209,7 +209,7 @@ def test_hidden_attention_is_the_scan(name: str) -> None:
     torch.testing.assert_close(got, y, **TOLERANCES[torch.float64])
 
 
-@pytest.mark.parametrize("name", ["slices", "semantic"])
+@pytest.mark.parametrize("name", ["slices", "adaptive"])
 def test_attention_of_orders_without_one_table(name: str, tmp_path: Path) -> None:
     model = {"task": "restoration", "model": "vmamba_nano", "kwargs": {"dim": 16, "depths": [1]}}
     params = {"photos": 1, "size": 32, "cell": None, "model": model}
