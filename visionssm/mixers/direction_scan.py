@@ -186,7 +186,7 @@ class DirectionScan(nn.Module):
             rank_KL, move_KL = self.visit_table(x_BSD)
         else:
             assert order_KT is not None
-            rank_KL, move_KL = visits(order_KT, x_BSD.shape[1:-1])
+            rank_KL, move_KL = visits(order_KT, list(x_BSD.shape[1:-1]))
         proj_BLKP = self.x_proj(u_BLKD)
         if self.raster_aligned:  # the kernel reads everything where the route is, so what it shall find is laid there
             proj_BLKP = take_routes(proj_BLKP.expand(-1, -1, self.routes, -1), rank_KL)
