@@ -31,8 +31,8 @@ def test_families_without_an_order_take_none() -> None:
 
 
 def _image(name: str) -> torch.Tensor:
-    settings = timm.get_pretrained_cfg(name)
-    side = settings.input_size[-1] if settings is not None and settings.fixed_input_size else 32
+    settings = timm.get_pretrained_cfg(name)  # of classifiers
+    side = settings.input_size[-1] if settings is not None and settings.input_size else 32
     return torch.randn(2, 3, side, side)
 
 

@@ -58,7 +58,7 @@ class MaIRBlock(ScaledBlock):
             d_inner=d_inner,
             d_state=d_state,
             dt_rank=math.ceil(dim / 16),
-            merge=ShuffleMerge(d_inner, scan.num_routes),
+            merge=ShuffleMerge(d_inner // scan.groups, scan.num_routes // scan.groups),
         )
         super().__init__(dim, mixer, drop_path)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
