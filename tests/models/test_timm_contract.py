@@ -61,6 +61,19 @@ def test_default_cfg(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EACH)
+def test_features_are_of_the_size_that_the_cfg_and_the_model_say(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+    features = model.forward_features(torch.empty(1, *model.default_cfg["input_size"], device="meta"))
+    pooled = model.forward_head(features, pre_logits=True)
+    model.reset_classifier(0)
+    without_classifier = model.forward_head(features)
+    assert features.shape[-1] == model.num_features
+    assert features.dim() == 3 if is_plain(model) else features.shape[1:3] == model.default_cfg["pool_size"]
+    assert pooled.shape == without_classifier.shape == (1, model.head_hidden_size)
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_forward_and_a_gradient_for_every_parameter(name: str) -> None:
     model = build(name, num_classes=42).train()
     logits = model(image(2))

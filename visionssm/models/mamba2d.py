@@ -259,7 +259,7 @@ class Mamba2D(PretrainedMixin, HierarchicalModel):
             global_residual=global_residual,
             head=PooledHead(hidden, num_classes, global_pool, neck=neck, drop_rate=drop_rate),
         )
-        self.head_hidden_size = hidden
+        self.num_features = dims[-1]  # of forward_features; the head widens them
 
     @unscripted
     def no_weight_decay(self) -> set[str]:

@@ -399,7 +399,7 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "fixed_input_size": True,
-        "pool_size": None,
+        "pool_size": (14, 14),
         "crop_pct": 0.875,
         "interpolation": "bicubic",
         "mean": (0.485, 0.456, 0.406),
@@ -429,7 +429,7 @@ default_cfgs = generate_default_cfgs(
         "mamba_nd_3d_base.btcv": _volume_cfg("btcv/mamband-b-32.pt"),
         "mamba_nd_3d_base_64.btcv": _volume_cfg("btcv/mamband-b-64.pt"),
         "mamba_nd_3d_nano.untrained": _volume_cfg(license="apache-2.0", num_classes=2, input_size=(1, 64, 64, 64)),
-        "mamba_nd_nano.untrained": _cfg(license="apache-2.0", input_size=(3, 64, 64)),
+        "mamba_nd_nano.untrained": _cfg(license="apache-2.0", input_size=(3, 64, 64), pool_size=(4, 4)),
     }
 )
 
