@@ -16,10 +16,10 @@ NAMES = [name for task in ("classification", "restoration", "volume") for name i
 
 def image(name: str, **options: object) -> torch.Tensor:
     chans, *size = pretrained_cfg(name).input_size
-    return torch.rand(2, chans, *(min(side, 64 if len(size) == 2 else 32) for side in size), **options)  # pyright: ignore
+    return torch.rand(2, chans, *(min(side, 64 if len(size) == 2 else 16) for side in size), **options)  # pyright: ignore
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if len(pretrained_cfg(name).input_size) == 3])
 def test_shapes_without_memory(name: str) -> None:
     """On the meta device, where tools that plan memory or shard a model run it."""
     with torch.device("meta"):
