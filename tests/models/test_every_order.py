@@ -50,8 +50,6 @@ def test_images(name: str, scan: str) -> None:
     learned = [p.grad for key, p in model.named_parameters() if ".content." in key]
     assert bool(learned) == create_scan(scan).content
     assert all(grad is not None for grad in learned)
-    # only the class token leaves Vim's last block, and it has no category
-    assert not learned or sum(bool(grad.any()) for grad in learned) >= len(learned) // 2
 
 
 @pytest.mark.parametrize("scan", ["semantic", "adaptive", "local_bidirectional"])
