@@ -6,8 +6,9 @@
 Usable alone: imports torch, numba and triton, never `visionssm`.
 """
 
-from .backends import backends, use_backend
+from .backends import backends, use_backend, warmup
 from .bidirectional import locally_bidirectional_scan
+from .fused import norm_gate
 from .noncausal import noncausal_ssd
 from .ops import route_conv, routed_scan, selective_scan
 from .ssd import ssd_scan
@@ -19,10 +20,12 @@ __all__ = [
     "fuse_states",
     "locally_bidirectional_scan",
     "noncausal_ssd",
+    "norm_gate",
     "route_conv",
     "routed_scan",
     "selective_scan",
     "ssd_scan",
     "use_backend",
+    "warmup",
     "wavefront_scan",
 ]

@@ -13,7 +13,16 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["Backend", "BackendReport", "backends", "module_of", "resolve", "use_backend"]
+__all__ = [
+    "Backend",
+    "BackendReport",
+    "backends",
+    "is_plain_inference",
+    "module_of",
+    "resolve",
+    "use_backend",
+    "warmup",
+]
 
 ENVIRONMENT_VARIABLE = "VISIONSSM_BACKEND"
 
@@ -170,6 +179,37 @@ def resolve(requested: str, device: str, dtype: torch.dtype, d_state: int) -> st
             raise RuntimeError(f"backend {name!r} cannot run here: {reason}. Usable: {', '.join(usable)}")
         return name
     return next(n for n in _AUTO if _TABLE[n].why_not(where, dtype, d_state) is None)
+
+
+def warmup() -> None:
+    """Compiles the CPU's kernels ahead of their first use and keeps them on disk for later processes.
+
+    A first call takes half a minute or so, one that finds them in numba's cache a second. A job that must not wait, or that
+    starts many processes, calls it once before.
+
+    Raises:
+        RuntimeError: the kernels cannot run on this machine, with the reason.
+    """
+    resolve("numba", "cpu", torch.float32, 1)
+    module_of("numba").warmup()
+
+
+_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_plain_inference(*tensors: torch.Tensor | None) -> bool:
+    """Whether nothing but the result matters: no gradient, graph, trace or mode that watches torch, tensors on the CPU.
+
+    A kernel can then be called as it is: torch's dispatcher has nothing to do, and takes longer than a small kernel.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    grads = torch.is_grad_enabled()
+    return all(
+        x is None or (type(x) in _PLAIN_TENSORS and x.is_cpu and not (grads and x.requires_grad)) for x in tensors
+    )
 
 
 def warn_if_slow(name: str, requested: str, elements: int, device: str, dtype: torch.dtype, d_state: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import chunked, loop, reference
-from .backends import module_of, resolve, warn_if_slow
+from .backends import is_plain_inference, module_of, resolve, warn_if_slow
 from .composite import Composite
 
 __all__ = ["route_conv", "routed_scan", "selective_scan"]
@@ -122,6 +122,11 @@ def routed_scan(
             warn_if_slow(name, backend, u.shape[0] * K * steps * A[0].numel(), device, u.dtype, d_state)
         y, states = _PLAIN_TORCH[name].routed_scan(
             u, delta, A, B, C, D, bias, order, softplus, merge, return_states, segment, phase
+        )
+    elif is_plain_inference(u, delta, A, B, C, D, bias, order):
+        inputs = (u, delta, A, B, C, D, bias, order)
+        y, _, states = module_of(name).routed_scan_forward(
+            *inputs, softplus, merge, False, return_states, segment, phase
         )
     else:
         # an exported program must not hold a size that chunks decide; its backward would run the forward again
@@ -266,6 +271,8 @@ def route_conv(
     name = resolve(backend, str(x.device), _widest(x, weight), 1)
     if name in _PLAIN_TORCH:
         return _PLAIN_TORCH[name].route_conv(x, weight, bias, order, silu)
+    if is_plain_inference(x, weight, bias, order):
+        return module_of(name).route_conv_forward(x, weight, bias, order, silu)
     return torch.ops.visionssm.route_conv(x, weight, bias, order, silu, name)
 
 

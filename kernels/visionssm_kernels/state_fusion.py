@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .backends import module_of, resolve
+from .backends import is_plain_inference, module_of, resolve
 
 __all__ = ["fuse_states"]
 
@@ -54,6 +54,8 @@ def fuse_states(h: Tensor, weight: Tensor, dilations: Sequence[int] = (1, 3, 5),
     if len(dilations) != weight.shape[0] or min(dilations) < 1:
         raise ValueError(f"dilations must be {weight.shape[0]} positive numbers, got {tuple(dilations)}")
     name = resolve(backend, str(h.device), h.dtype, 1)
+    if name == "numba" and is_plain_inference(h, weight):
+        return _by_kernel(h, weight, list(dilations))
     if name in ("numba", "triton"):
         return torch.ops.visionssm.fuse_states(h, weight, list(dilations), name)
     return _by_convolutions(h, weight, dilations)
@@ -83,6 +85,10 @@ def _fuse_states(h: Tensor, weight: Tensor, dilations: list[int], backend: str =
         return _triton().forward(h, weight, dilations)
     if name != "numba":  # a graph made on another machine
         return _by_convolutions(h, weight, dilations).contiguous()
+    return _by_kernel(h, weight, dilations)
+
+
+def _by_kernel(h: Tensor, weight: Tensor, dilations: list[int]) -> Tensor:
     taps = weight.float().permute(0, 2, 3, 1).flatten(0, 2).contiguous()
     rows = h.float()
     rows = rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()

@@ -19,7 +19,7 @@ from torch._guards import detect_fake_mode
 from visionssm.layers import init_A_log
 from visionssm.scans import RouteTable, ScanOrder, route_table
 
-from .functional import decay_rate, segment_of, take_routes
+from .functional import decay_rate, gated, segment_of, take_routes
 from .paths import Paths, scan_shared
 
 __all__ = ["DirectionScan", "arrivals", "visits"]
@@ -214,4 +214,4 @@ class DirectionScan(nn.Module):
         """(B, *S, C) -> (B, *S, C)."""
         x, z = self.in_proj(x).chunk(2, -1)
         x = self.act(self.conv(x.movedim(-1, 1))).movedim(1, -1)
-        return self.out_proj(self.scan(x) * self.act(z))
+        return self.out_proj(gated(self.scan(x), z, 1.0))

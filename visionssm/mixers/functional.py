@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor
 
-from visionssm_kernels import fuse_states, locally_bidirectional_scan, route_conv, routed_scan
+from visionssm_kernels import fuse_states, locally_bidirectional_scan, norm_gate, route_conv, routed_scan
 from visionssm_kernels.bidirectional import add_inputs, backward_routes
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "deal_channels",
     "decay_rate",
     "fuse_dilated",
+    "gated",
+    "gated_norm",
     "join_groups",
     "pad_to_slots",
     "project_routes",
@@ -164,3 +166,21 @@ def fuse_dilated(h_BHWD: Tensor, weight_GDkk: Tensor) -> Tensor:
         return fuse_states(h_BHWD, weight_GDkk)
     else:
         return torch.ops.visionssm.fuse_states(h_BHWD, weight_GDkk, [1, 3, 5])
+
+
+@register_notrace_function
+def gated(y: Tensor, z: Tensor, scale: float) -> Tensor:
+    """y * silu(z) * scale."""
+    if not torch.jit.is_scripting():
+        return norm_gate(y, z, norm=False, scale=scale)
+    else:
+        return y * (F.silu(z) * scale)
+
+
+@register_notrace_function
+def gated_norm(y: Tensor, z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """LayerNorm over the channels as `nn.LayerNorm` does it by default, then * silu(z)."""
+    if not torch.jit.is_scripting():
+        return norm_gate(y, z, weight, bias)
+    else:
+        return F.layer_norm(y, [y.shape[-1]], weight, bias) * F.silu(z)

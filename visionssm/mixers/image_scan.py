@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from visionssm.scans import RouteTable, ScanOrder
 
 from .core import ScanCore
-from .functional import deal_channels, join_groups, take_routes
+from .functional import deal_channels, gated_norm, join_groups, take_routes
 from .merges import create_merge
 from .paths import Paths
 
@@ -122,7 +122,7 @@ class ImageScan(ScanCore):
         if self.gated:
             x, z = x.chunk(2, -1)
         x = self.act(self.conv(x.movedim(-1, 1))).movedim(1, -1)
-        y = self.out_norm(self.scan(x))
+        y = self.scan(x)
         if self.gated:
-            y = y * self.act(z)
-        return self.out_proj(y)
+            return self.out_proj(gated_norm(y, z, self.out_norm.weight, self.out_norm.bias))
+        return self.out_proj(self.out_norm(y))

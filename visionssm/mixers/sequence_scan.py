@@ -19,6 +19,7 @@ from .functional import (
     conv_along_routes,
     deal_channels,
     decay_rate,
+    gated,
     join_groups,
     pad_to_slots,
     project_routes,
@@ -144,11 +145,10 @@ class SequenceScan(nn.Module):
             y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge, segment)
         if self.slots:
             y = y[:, : x_BLC.shape[1]]
-        gate_BLD = self.act(z_BLD) * self.scale
         if self.added:  # before the gate, which is the same for all
             y = y if self.merge_in_kernel else join_groups(y, self.groups)
-            return self.out_proj(y * gate_BLD)
-        y = y.mul_(gate_BLD.unsqueeze(2))  # an output which nothing else holds: no copy of K maps
+            return self.out_proj(gated(y, z_BLD, self.scale))
+        y = y.mul_((self.act(z_BLD) * self.scale).unsqueeze(2))  # an output which nothing else holds: no copy of K maps
         if self.unscan_table is not None:
             assert image_BSC is not None
             y = take_routes(y, self.unscan_table(image_BSC))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from visionssm.layers import init_dt
 from visionssm.scans import ScanOrder
 
-from .functional import decay_rate, fuse_dilated
+from .functional import decay_rate, fuse_dilated, gated_norm
 from .paths import Paths, scan_shared
 
 __all__ = ["FuseStates", "StateFusion"]
@@ -129,4 +129,4 @@ class StateFusion(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         x, z = self.in_proj(x).chunk(2, -1)
         x = self.act(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        return self.out_proj(self.out_norm(self.scan(x)) * self.act(z))
+        return self.out_proj(gated_norm(self.scan(x), z, self.out_norm.weight, self.out_norm.bias))

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import wavefront
 from .conv import ConvJob, convolve
 from .loops import WIDTHS
+from .norm_gate import norm_gate
 from .probe import why_broken
 from .rows import NOTHING, Rows, refer
 from .scan import (
@@ -32,8 +34,8 @@ from .state_fusion import fuse_states
 from .threads import run_tasks
 
 __all__ = [
-    "CHUNK", "fuse_states", "route_conv_backward", "route_conv_forward", "routed_scan_backward", "routed_scan_forward",
-    "warmup", "why_not",
+    "CHUNK", "fuse_states", "norm_gate", "route_conv_backward", "route_conv_forward", "routed_scan_backward",
+    "routed_scan_forward", "warmup", "why_not",
 ]  # fmt: skip
 
 
@@ -254,15 +256,18 @@ def route_conv_backward(
     return dx, dweight.to(weight.dtype), None if bias is None else dbias.to(bias.dtype)
 
 
-def warmup(d_state: int = 16) -> None:
-    """Compiles all kernels now (or loads them from numba's cache), instead of at their first use.
-
-    Args:
-        d_state: unused by the compiler (one kernel serves every N), only the size of what is run.
-    """
-    u, A = torch.zeros(1, 2, 1, 4), -torch.ones(1, 4, d_state)
-    m = torch.zeros(1, 2, 1, d_state)
-    y, checkpoints, _ = routed_scan_forward(u, u, A, m, m, None, None, None, True, "sum", True, False)
-    routed_scan_backward(y, None, u, u, A, m, m, None, None, None, True, "sum", checkpoints)
+def warmup() -> None:
+    """Compiles all kernels, or loads them from numba's cache: the smallest problem that reaches each."""
+    u, A, m = torch.zeros(1, 2, 1, 4), -torch.ones(1, 4, 2), torch.zeros(1, 2, 1, 2)
+    for save_states in (False, True):
+        y, checkpoints, states = routed_scan_forward(u, u, A, m, m, None, None, None, True, "sum", True, save_states)
+        grad_states = states if save_states else None
+        routed_scan_backward(y, grad_states, u, u, A, m, m, None, None, None, True, "sum", checkpoints)
     weight = torch.zeros(1, 4, 4)
     route_conv_backward(route_conv_forward(u, weight, None, None, True), u, weight, None, None, True)
+    _sum_parts(torch.zeros(2, 4))
+    norm_gate(u, u, None, None, True, 1e-5, 1.0)
+    fuse_states(u, torch.zeros(1, 4), torch.zeros(1, 2, dtype=torch.int64), 0)
+    u, m = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 2)
+    delta, A, B = torch.zeros(1, 1, 1, 2, 4), -torch.ones(2, 4, 2), torch.zeros(1, 1, 1, 2, 2)
+    wavefront.backward(wavefront.forward(u, delta, A, B, m, None, None, False), u, delta, A, B, m, None, None, False)

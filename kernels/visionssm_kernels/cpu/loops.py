@@ -26,8 +26,8 @@ from numba.extending import intrinsic
 from .simd import LANES, Emitter, positional
 
 __all__ = [
-    "WIDTHS", "enter_rows", "scan_backward", "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_replay", "scan_rows",
-    "scan_rows_adding", "sum_taps",
+    "LONG_TAPS", "LONG_WIDTHS", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_rows", "scan_backward",
+    "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_replay", "scan_rows", "scan_rows_adding", "sum_taps",
 ]  # fmt: skip
 
 _BYTES = 4 * LANES
@@ -189,6 +189,54 @@ def _sum_taps(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
         e.store(total, e.offset(target, v, _BYTES))
 
 
+class _Columns:
+    """The W vectors of a row, all of them whole, or the first `left` channels of it."""
+
+    def __init__(self, e: Emitter, width: int, i_left: ir.Value | None) -> None:
+        self.e, self.width = e, width
+        self.masks = None if i_left is None else [e.mask(e.offset(i_left, v, -LANES)) for v in range(width)]
+
+    def load(self, i_address: ir.Value) -> list[ir.Value]:
+        at = [self.e.offset(i_address, v, _BYTES) for v in range(self.width)]
+        if self.masks is None:
+            return [self.e.load(x) for x in at]
+        return [self.e.load_part(x, mask) for x, mask in zip(at, self.masks, strict=True)]
+
+    def store(self, values: Sequence[ir.Value], i_address: ir.Value) -> None:
+        for v, value in enumerate(values):
+            at = self.e.offset(i_address, v, _BYTES)
+            if self.masks is None:
+                self.e.store(value, at)
+            else:
+                self.e.store_part(value, at, self.masks[v])
+
+
+def _convolve_along(columns: _Columns, e: Emitter, arguments: tuple[ir.Value, ...], *, silu: bool, taps: int) -> None:
+    x_at, x_stride, out_at, out_stride, weight_at, bias_at, history_at, positions, following, steps = arguments
+    pitch = columns.width * _BYTES
+    scratch = _Columns(e, columns.width, None)
+    weights = [scratch.load(e.offset(weight_at, j, pitch)) for j in range(taps)]
+    bias = scratch.load(bias_at)
+    history = [x for j in range(taps - 1) for x in scratch.load(e.offset(history_at, j, pitch))]
+
+    def step(t: ir.Value, *before: ir.Value) -> list[ir.Value]:
+        here, next_ = _positions(e, t, positions, following)
+        for v in range(columns.width):
+            e.prefetch(e.offset(e.offset(x_at, next_, x_stride), v, _BYTES))
+        newest = columns.load(e.offset(x_at, here, x_stride))
+        rows = [*before, *newest]
+        totals = bias
+        for j in range(taps):
+            row = rows[j * columns.width : (j + 1) * columns.width]
+            totals = [e.fma(x, w, total) for x, w, total in zip(row, weights[j], totals, strict=True)]
+        columns.store([e.silu(x) for x in totals] if silu else totals, e.offset(out_at, here, out_stride))
+        return rows[columns.width :]
+
+    end = e.loop(steps, history, step)
+    for j in range(taps - 1):
+        scratch.store(end[j * columns.width : (j + 1) * columns.width], e.offset(history_at, j, pitch))
+
+
 def _intrinsic(name: str, count: int, emit: Callable[..., None]) -> Any:
     """A numba intrinsic name(G, *addresses) for a literal number of states G."""
 
@@ -225,6 +273,32 @@ def _wide(name: str, count: int, emit: Callable[..., None]) -> Any:
     return intrinsic(typed)
 
 
+def _columns(name: str, count: int, emit: Callable[..., None], widths: Sequence[int] = WIDTHS) -> Any:
+    """A numba intrinsic name(W, left, *addresses) for rows of W vectors of which `left` channels are there."""
+
+    def typed(typingctx: Any, *parameters: types.Type) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[ir.Value]) -> Any:
+            width, left = values[:2]
+            for each in widths:
+                full = ir.Constant(left.type, each * LANES)
+                with (
+                    builder.if_then(builder.icmp_signed("==", width, ir.Constant(width.type, each))),
+                    builder.if_else(builder.icmp_signed(">=", left, full)) as (whole, part),
+                ):
+                    e = Emitter(builder)
+                    with whole:
+                        emit(_Columns(e, each, None), e, values[2:])
+                    with part:
+                        emit(_Columns(e, each, left), e, values[2:])
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * (2 + count)), codegen
+
+    typed.__name__ = typed.__qualname__ = name
+    typed.__signature__ = positional(2 + count)  # type: ignore[attr-defined]
+    return intrinsic(typed)
+
+
 # (G, dt, x, y, row, b, c, pitch, a_log2, h, kept, decays, steps): y gains C . h
 scan_forward = _intrinsic("scan_forward", 12, partial(_advance, y=True, keep=False, decays=False))
 scan_forward_keep = _intrinsic("scan_forward_keep", 12, partial(_advance, y=True, keep=True, decays=False))
@@ -243,3 +317,10 @@ scan_rows_adding = _wide("scan_rows_adding", 17, partial(_scan_rows, adding=True
 # (W, rows, shifts, places, weights, pitch, target, taps): target = the sum over the taps of weight i, `pitch` bytes apart, times
 # what lies at rows[i] + places[shifts[i]], a shift in bytes; W vectors each
 sum_taps = _wide("sum_taps", 7, _sum_taps)
+# (W, left, x, x_stride, out, out_stride, weight, bias, history, positions, following, steps): four taps along a route from rows
+# to rows, then SiLU; `history` is the three rows before, and after it those before the next step; weight j times row t + j - 3
+LONG_TAPS, LONG_WIDTHS = 4, (2, 1)
+convolve_along = _columns("convolve_along", 10, partial(_convolve_along, silu=False, taps=LONG_TAPS), LONG_WIDTHS)
+convolve_along_silu = _columns(
+    "convolve_along_silu", 10, partial(_convolve_along, silu=True, taps=LONG_TAPS), LONG_WIDTHS
+)

@@ -26,6 +26,7 @@ __all__ = [
     "add",
     "atomic_next",
     "div",
+    "exp2",
     "fma",
     "fresh_float_mode",
     "load",
@@ -38,12 +39,14 @@ __all__ = [
     "prefetch",
     "restore_float_mode",
     "sigmoid",
+    "silu",
     "softplus",
     "splat",
     "store",
     "store_float",
     "store_short_zero",
     "sub",
+    "total",
     "vec",
     "zeros",
 ]  # fmt: skip
@@ -115,6 +118,15 @@ class Emitter:
 
     def store(self, value: ir.Value, i_address: ir.Value) -> None:
         self.b.store(value, self.pointer(i_address, value.type), align=2 if "i16" in str(value.type) else 4)
+
+    def load_part(self, i_address: ir.Value, mask: ir.Value) -> ir.Value:
+        """Zero where the mask is not set; memory there is not touched."""
+        align, nothing = ir.Constant(_I32, 4), self.constant(0.0)
+        return self.call(f"llvm.masked.load.v{LANES}f32.p0", _VEC, self.pointer(i_address, _VEC), align, mask, nothing)
+
+    def store_part(self, value: ir.Value, i_address: ir.Value, mask: ir.Value) -> None:
+        align, pointer = ir.Constant(_I32, 4), self.pointer(i_address, _VEC)
+        self.call(f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), value, pointer, align, mask)
 
     def splat(self, scalar: ir.Value) -> ir.Value:
         one = self.b.insert_element(ir.Constant(_VEC, ir.Undefined), scalar, ir.Constant(_I32, 0))
@@ -194,6 +206,10 @@ class Emitter:
         one = self.constant(1.0)
         top = self.b.select(self.b.fcmp_unordered(">=", x, self.constant(0.0)), one, e)
         return self.b.fdiv(top, self.b.fadd(one, e))
+
+    def silu(self, x: ir.Value) -> ir.Value:
+        e = self.exp2(self.b.fmul(x, self.constant(-_LOG2E)))  # inf for very negative x: the quotient is 0
+        return self.b.fdiv(x, self.b.fadd(e, self.constant(1.0)))
 
     def sums(self, vectors: Sequence[ir.Value]) -> ir.Value:
         """One vector of the horizontal sums of a power of two of vectors: a tree of shuffles, about 3 operations each."""
@@ -308,6 +324,17 @@ def fma(e: Emitter, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
 
 
 @operation(vec, vec)
+def exp2(e: Emitter, x: ir.Value) -> ir.Value:
+    return e.exp2(x)
+
+
+@operation(_f32, vec)
+def total(e: Emitter, x: ir.Value) -> ir.Value:
+    """The sum of the lanes."""
+    return e.b.extract_element(e.sums([x]), ir.Constant(_I32, 0))
+
+
+@operation(vec, vec)
 def softplus(e: Emitter, x: ir.Value) -> ir.Value:
     return e.softplus(x)
 
@@ -315,6 +342,11 @@ def softplus(e: Emitter, x: ir.Value) -> ir.Value:
 @operation(vec, vec)
 def sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
     return e.sigmoid(x)
+
+
+@operation(vec, vec)
+def silu(e: Emitter, x: ir.Value) -> ir.Value:
+    return e.silu(x)
 
 
 @operation(vec, _i64)

@@ -1,0 +1,70 @@
+"""What mixers do after the scan, in one pass on CPUs: LayerNorm, gate and scale.
+
+The kernel is for inference in float32 (`is_plain_inference`). With gradients, under autocast, torch.compile, export and tracing,
+where a mode watches torch's operators, and with any implementation but "numba", it is the plain operations of torch.
+Kernels of the same kind for RMSNorm alone, LayerNorm alone and the depthwise convolution with SiLU were measured and left out:
+torch's are about as fast.
+
+Legend: D channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backends import is_plain_inference, module_of, resolve
+
+__all__ = ["norm_gate"]
+
+
+def norm_gate(
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    norm: bool = True,
+    eps: float = 1e-5,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """norm(x) * silu(gate) * scale.
+
+    Args:
+        x: (..., D).
+        gate: (..., D).
+        weight: (D,) or None, of the norm.
+        bias: (D,) or None, of the norm.
+        norm: whether x goes through LayerNorm over its last dimension.
+        eps: added to the variance.
+        scale: factor on the gate.
+        backend: "auto" or a name of `backends()`; only "numba" has a kernel of its own.
+
+    Returns:
+        (..., D) in the dtype of torch's operations.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+        RuntimeError: the backend that was asked for cannot run, with the reason.
+    """
+    if gate.shape != x.shape:
+        raise ValueError(f"gate must have x's shape {tuple(x.shape)}, got {tuple(gate.shape)}")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and (not norm or parameter.shape != x.shape[-1:]):
+            wanted = f"({x.shape[-1]},)" if norm else "None without a norm"
+            raise ValueError(f"{name} must be {wanted}, got {tuple(parameter.shape)}")
+    name = resolve(backend, str(x.device), x.dtype, 1)
+    tensors = (x, gate, weight, bias)
+    if (
+        name == "numba"
+        and all(t is None or t.dtype == torch.float32 for t in tensors)
+        and is_plain_inference(*tensors)
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return module_of(name).norm_gate(*tensors, norm, eps, scale)
+    if norm:
+        x = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    gate = F.silu(gate)
+    return x * (gate if scale == 1.0 else gate * scale)
