@@ -159,7 +159,7 @@ def count_operations(model: nn.Module, input_size: Sequence[int], *, compute: bo
                 state = {name: torch.empty(value.shape, dtype=value.dtype, device="cpu") for name, value in named}
                 with counter:
                     functional_call(model.eval(), state, (torch.empty(1, *input_size, device="cpu"),))
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"{type(model).__name__} takes no {tuple(input_size)}: {_first_line(error)}") from error
     finally:
         model.train(training)
