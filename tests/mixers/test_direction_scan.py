@@ -133,7 +133,7 @@ def test_first_call_in_inference_mode_leaves_training_possible() -> None:
 def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="align must be 'published' or 'exact', got 'raster'"):
         DirectionScan(4, scan=create_scan("snake"), d_inner=8, d_state=2, dt_rank=1, align="raster")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="splits the channels"):
-        DirectionScan(4, scan=create_scan("group"), d_inner=8, d_state=2, dt_rank=1)
+    with pytest.raises(ValueError, match="splits the channels into 4 groups, but d_inner is 6"):
+        DirectionScan(4, scan=create_scan("group"), d_inner=6, d_state=2, dt_rank=1)
     with pytest.raises(ValueError, match="rank 1"):
         DirectionScan(4, scan=create_scan("raster", ndim=1), d_inner=8, d_state=2, dt_rank=1)

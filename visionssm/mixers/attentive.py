@@ -57,7 +57,7 @@ class AttentiveScan(nn.Module):
         super().__init__()
         routes, self.groups = (1, 1) if scan is None else (scan.num_routes, scan.groups)
         if d_inner % self.groups:
-            raise ValueError(f"{scan!r} splits the channels into {self.groups} groups, which d_inner={d_inner} is not")
+            raise ValueError(f"{scan!r} splits the channels into {self.groups} groups, but d_inner is {d_inner}")
         channels = d_inner // self.groups
         if sort not in ("published", "stable"):
             raise ValueError(f"sort must be 'published' or 'stable', got {sort!r}")

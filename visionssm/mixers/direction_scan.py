@@ -150,7 +150,7 @@ class DirectionScan(nn.Module):
         if scan.ndim not in _CONVS:
             raise ValueError(f"DirectionScan reads images and volumes, but {scan!r} reads rank {scan.ndim}")
         if d_inner % scan.groups:
-            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which d_inner={d_inner} is not")
+            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, but d_inner is {d_inner}")
         if align not in ("published", "exact"):
             raise ValueError(f"align must be 'published' or 'exact', got {align!r}")
         self.routes, self.groups = scan.num_routes, scan.groups

@@ -67,7 +67,7 @@ class ImageScan(ScanCore):
         if scan.ndim not in _CONVS:
             raise ValueError(f"ImageScan reads images and volumes, but {scan!r} reads rank {scan.ndim}")
         if d_inner % scan.groups:
-            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which d_inner={d_inner} is not")
+            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, but d_inner is {d_inner}")
         if isinstance(merge, str):
             joined = scan.num_routes // scan.groups
             merge = None if merge == "sum" else create_merge(merge, d_inner // scan.groups, joined)

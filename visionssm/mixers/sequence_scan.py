@@ -68,7 +68,7 @@ class SequenceScan(nn.Module):
         self.segment = segment_of(local_scan)
         routes, groups = (1, 1) if scan is None else (scan.num_routes, scan.groups)
         if d_inner % groups:
-            raise ValueError(f"{scan!r} splits the channels into {groups} groups, which d_inner={d_inner} is not")
+            raise ValueError(f"{scan!r} splits the channels into {groups} groups, but d_inner is {d_inner}")
         if groups > 1 and merge is not None:
             raise ValueError(f"{scan!r} gives each group of routes channels of its own, so merge must be None")
         if unscan is not None and merge is None:

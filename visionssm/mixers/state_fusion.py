@@ -74,7 +74,7 @@ class StateFusion(nn.Module):
         if scan.ndim != 2:
             raise ValueError(f"StateFusion reads images, which {scan!r} does not do")
         if d_inner % scan.groups:
-            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which d_inner={d_inner} is not")
+            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, but d_inner is {d_inner}")
         self.routes, self.groups = scan.num_routes, scan.groups
         self.dims = (dt_rank, 1, 1)
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)

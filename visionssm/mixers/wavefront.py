@@ -97,7 +97,7 @@ class OrderedCore(ScanCore):
 
     def __init__(self, channels: int, *, scan: ScanOrder, d_state: int, dt_rank: int) -> None:
         if channels % scan.groups:
-            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, which {channels} are not")
+            raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, but there are {channels}")
         super().__init__(routes=scan.num_routes, channels=channels // scan.groups, d_state=d_state, dt_rank=dt_rank)
         self.groups = scan.groups
         self.paths = Paths(scan, channels, d_state)
