@@ -83,7 +83,7 @@ def test_values_that_do_not_fit_are_named(options: dict[str, object], message: s
 def test_all_options_under_torchs_machinery(name: str) -> None:
     options = {"local_scan": 0, "shuffle_rate": 0.5}
     if name == "vmamba_nano":
-        options |= {"depths": (1, 2), "d_state": 4, "low_rank": 2, "global_residual": True}
+        options |= {"depths": (1, 1, 2, 1), "d_state": 4, "low_rank": 2, "global_residual": True}
     else:
         options |= {"depth": 4}
     model = build(name, **options).eval()

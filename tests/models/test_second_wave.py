@@ -221,8 +221,6 @@ def test_refusals() -> None:
         MultiScaleScan(8, scan=raster, norm="sum", upsample="cubic", **rest)
     with pytest.raises(ValueError, match="dim=10 does not split into 4"):
         GroupScan(10, scan=raster, groups=4, d_state=1, dt_rank=1)
-    with pytest.raises(ValueError, match="do not restart"):
-        GroupScan(8, scan=create_scan("slices"), groups=2, d_state=1, dt_rank=1)
     with pytest.raises(ValueError, match="generation must be 1 or 3, got 2"):
         visionssm.create_model("msvmamba_nano", generation=2)
     with pytest.raises(ValueError, match=r"scan_stages must be 0\.\.4, got 5"):
