@@ -12,6 +12,7 @@ from functools import cache
 from types import ModuleType
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
 
 __all__ = [
     "Backend",
@@ -204,7 +205,7 @@ def is_plain_inference(*tensors: torch.Tensor | None) -> bool:
     """
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if peek_interpreter_stack() is not None:
         return False
     grads = torch.is_grad_enabled()
     return all(

@@ -171,7 +171,9 @@ def test_weights_of_another_network_are_named() -> None:
     visionssm.load_official(nano(), {"module": state})
     state["out.conv.conv.bias"] = state.pop("head.bias")
     state.pop("head.weight")
-    with pytest.raises(CheckpointError, match=r"2 missing: head\.weight, head\.bias\n  1 unexpected: out\.conv\.conv\.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"2 missing: head\.weight, head\.bias\n  1 unexpected: out\.conv\.conv\.bias"
+    ):
         visionssm.load_official(nano(), state)
     with pytest.raises(ValueError, match="no weights of segmamba_brats2023"):
         visionssm.create_model("segmamba_brats2023", pretrained=True)

@@ -84,7 +84,7 @@ def test_reported_figures_are_of_variants_and_complete() -> None:
     assert set(REPORTED) <= set(NAMES)
     classifiers = {name for name in visionssm.list_models(task="classification") if not update_cards.is_own(name)}
     assert classifiers <= set(REPORTED)
-    assert all(REPORTED[name].top1 for name in classifiers)
+    assert all(REPORTED[name].top1 or REPORTED[name].note for name in classifiers)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not update_cards.is_own(name)])

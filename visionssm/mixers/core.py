@@ -17,7 +17,7 @@ Legend: B batch, L positions, D channels of a route, N state, K routes, Ku 1 or 
 
 from __future__ import annotations
 
-from typing import List, Optional  # noqa: UP035  (TorchScript reads these)
+from typing import TYPE_CHECKING, List, Optional  # noqa: UP035  (TorchScript reads these)
 
 import torch
 from timm.models._features_fx import register_notrace_module
@@ -82,6 +82,10 @@ class ScanCore(nn.Module):
         ValueError: `low_rank` is not in 1..N, or `local_scan` is negative.
     """
 
+    if TYPE_CHECKING:  # parameters or None: TorchScript finds that out by itself
+        state_U: Tensor | None
+        state_V: Tensor | None
+
     def __init__(
         self,
         *,
@@ -115,7 +119,7 @@ class ScanCore(nn.Module):
             self.D.fill_(1.0)
             for factor in (self.state_U, self.state_V):
                 if factor is not None:
-                    factor.copy_(torch.eye(*factor.shape[1:]).expand_as(factor))
+                    factor.copy_(torch.eye(factor.shape[1], factor.shape[2]).expand_as(factor))
 
     def scan_tokens(
         self,

@@ -139,6 +139,12 @@ def _mobile(top1: float, params: str | None, flops: str, drop_path: float, *, ta
     )
 
 
+_LBVIM_UNKNOWN = Reported(
+    source="cvlab-stonybrook/LBMamba@5215551 README; arXiv 2506.15976",
+    weights="the repository's link to weights is empty",
+    note="the README prints no figures, the abstract relative ones alone: 0.8 to 1.6 points of top-1 at the same throughput",
+)
+
 REPORTED: dict[str, Reported] = {
     "vmamba_v0_tiny": _vmamba(82.2, "23M", "5.6G", 0.2, note="accuracy of the plain weights, not of averaged ones"),
     "vmamba_v0_small": _vmamba(83.5, "44M", "11.2G", 0.3),
@@ -158,6 +164,9 @@ REPORTED: dict[str, Reported] = {
     ),
     "vim_small_stride8": Reported(source=_VIM, top1=81.6, top5=95.4, params="26M", drop_path=0.0, note=_VIM_FLOPS),
     "vim_base": Reported(source=_VIM, top1=81.9, top5=95.8, params="98M", note=_VIM_FLOPS),
+    "lbvim_tiny": _LBVIM_UNKNOWN,
+    "lbvim_300": _LBVIM_UNKNOWN,
+    "lbvim_small": _LBVIM_UNKNOWN,
     "local_vim_tiny": Reported(source=_LOCAL, top1=76.2, params="8M", flops="1.5G", counted="one route", drop_path=0.1),
     "local_vim_tiny_middle_cls_token": Reported(
         source=_LOCAL, top1=77.8, params="8M", flops="1.5G", counted="one route", drop_path=0.1
