@@ -113,7 +113,7 @@ def test_published_initial_values() -> None:
 
 
 def test_orders_that_it_cannot_read_are_refused() -> None:
-    with pytest.raises(ValueError, match="StateFusion reads images, which .* does not do"):
+    with pytest.raises(ValueError, match=r"StateFusion reads images, which .* does not do"):
         StateFusion(8, scan=create_scan("raster", ndim=3), d_inner=16, dt_rank=1)
     with pytest.raises(ValueError, match="splits the channels into 4 groups, but d_inner is 18"):
         StateFusion(8, scan=create_scan("group"), d_inner=18, dt_rank=1)
