@@ -295,11 +295,12 @@ def as_published_tokens(model: nn.Module) -> None:
 
 
 def on_recorded_sides(model: nn.Module) -> None:
-    """Puts what lies within 1e-5 of zero before a ReLU or LeakyReLU of SegMamba on the side where the recorded run had it.
+    """Puts what lies within 1e-5 of zero before a ReLU or LeakyReLU of SegMamba on the side that the recorded gradients tell of.
 
     Which side rounding puts it on is chance, and one position of the decoder on the other side moves gradients by 1e-3 of their
-    norms. The sides of these 90 positions, of 12 million, are those of a float32 run that gives the recorded gradients to 2e-5;
-    with them float64 does so too, and every backend in float32. All further sides are the model's own.
+    norms. The sides of these 90 positions, of 12 million, were not published: they are those of a float32 run of ours that
+    gives the recorded gradients to 2e-5. With them float64 does so too, and every backend in float32. All further sides are
+    the model's own.
     """
     with np.load(HERE / "segmamba" / "grad_sides.npz") as file:
         calls, places, positive = (torch.from_numpy(file[name]) for name in ("call", "place", "positive"))
