@@ -27,15 +27,18 @@ from .simd import LANES, Emitter, positional
 
 __all__ = [
     "LONG_TAPS", "LONG_WIDTHS", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_rows", "scan_backward",
-    "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_replay", "scan_rows", "scan_rows_adding", "sum_taps",
+    "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows", "scan_rows_adding", "sum_taps",
 ]  # fmt: skip
 
 _BYTES = 4 * LANES
 WIDTHS = (6, 4, 3, 2, 1)  # vectors of channels that a task may have
 
 
-def _advance(size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, y: bool, keep: bool, decays: bool) -> None:
-    dt_at, x_at, y_at, row, b_at, c_at, pitch, a_at, h_at, kept_at, decays_at, steps = arguments
+def _advance(
+    size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, y: bool, keep: bool, decays: bool, rows: bool = False
+) -> None:
+    dt_at, x_at, y_at, row, b_at, c_at, pitch, a_at, h_at, *more, steps = arguments
+    kept_at, decays_at = (None, None) if rows else more
     rates = [e.load(e.offset(a_at, n, _BYTES)) for n in range(size)]
     start = [e.load(e.offset(h_at, n, _BYTES)) for n in range(size)]
 
@@ -50,7 +53,13 @@ def _advance(size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, y: bool,
             parts = [e.load(e.b.add(y_at, here)), e.constant(0.0)][: 2 if size > 2 else 1]  # two chains
             for n in range(size):
                 parts[n % len(parts)] = e.fma(h[n], e.load_splat(e.offset(c_t, n, 4)), parts[n % len(parts)])
-            e.store(parts[0] if len(parts) == 1 else e.b.fadd(*parts), e.b.add(y_at, here))
+            total = parts[0] if len(parts) == 1 else e.b.fadd(*parts)
+            if rows:
+                out_at, out_stride, positions, adding = more
+                target = e.offset(out_at, _positions(e, t, positions)[0], out_stride)
+                e.store(e.b.fadd(total, e.load_part(target, e.mask(adding))), target)
+            else:
+                e.store(total, e.b.add(y_at, here))
         for wanted, at, values in ((keep, kept_at, h), (decays, decays_at, decay)):
             for n in range(size if wanted else 0):
                 e.store(values[n], e.offset(e.offset(at, t, size * _BYTES), n, _BYTES))
@@ -136,13 +145,17 @@ def _enter(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
         here, next_ = _positions(e, t, positions, following)
         u_rows.go(here, next_), delta_rows.go(here, next_), y_rows.go(here, here)
         row = e.b.mul(t, ir.Constant(t.type, width * _BYTES))
-        for v in range(width):
+
+        def enter(v: int) -> None:
             u_rows.ask(v), delta_rows.ask(v), y_rows.ask(v)
             at = e.offset(row, v, _BYTES)
             u, dt = u_rows.load(v), e.softplus(e.b.fadd(delta_rows.load(v), bias[v]))
             e.store(dt, e.b.add(dt_at, at))
             e.store(e.b.fmul(u, dt), e.b.add(x_at, at))
             e.store(e.b.fmul(u, skip[v]), e.b.add(to_at, at))
+
+        for v in range(0, width, 2):  # more at once were slower
+            e.interleaved([partial(enter, w) for w in range(v, min(v + 2, width))])
         return []
 
     e.loop(steps, [], step)
@@ -161,15 +174,15 @@ def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, addin
         here, next_ = _positions(e, t, positions, following)
         u_rows.go(here, next_), delta_rows.go(here, next_), y_rows.go(here, next_)
         b, c = (e.load_splat(e.offset(at, here, stride)) for at, stride in ((b_at, b_stride), (c_at, c_stride)))
-        new = []
-        for v in range(width):
+        def advance(v: int) -> tuple[ir.Value, ir.Value]:
             u_rows.ask(v), delta_rows.ask(v), y_rows.ask(v)
             u, dt = u_rows.load(v), e.softplus(e.b.fadd(delta_rows.load(v), bias[v]))
             state = e.fma(e.exp2(e.b.fmul(dt, rate[v])), h[v], e.b.fmul(e.b.fmul(dt, u), b))
             y = e.fma(state, c, e.b.fmul(u, skip[v]))
             e.store(e.b.fadd(y, y_rows.load(v)) if adding else y, e.offset(y_rows.row, v, _BYTES))
-            new.append(state)
-        return new
+            return state
+
+        return e.interleaved([partial(advance, v) for v in range(width)])
 
     for v, value in enumerate(e.loop(steps, start, step)):
         e.store(value, e.offset(h_at, v, _BYTES))
@@ -301,6 +314,9 @@ def _columns(name: str, count: int, emit: Callable[..., None], widths: Sequence[
 
 # (G, dt, x, y, row, b, c, pitch, a_log2, h, kept, decays, steps): y gains C . h
 scan_forward = _intrinsic("scan_forward", 12, partial(_advance, y=True, keep=False, decays=False))
+# (G, ..., h, out, out_stride, positions, adding, steps): the sum of y and C . h goes to the rows of a float32 tensor, where it is
+# added to what is there if `adding` is LANES, not if it is 0
+scan_forward_rows = _intrinsic("scan_forward_rows", 14, partial(_advance, y=True, keep=False, decays=False, rows=True))
 scan_forward_keep = _intrinsic("scan_forward_keep", 12, partial(_advance, y=True, keep=True, decays=False))
 scan_replay = _intrinsic("scan_replay", 12, partial(_advance, y=False, keep=True, decays=True))
 # (G, dt, x, dy, dx, ddt, row, b, c, db, dc, pitch, a, carry, da, before, kept, decays, dh, steps): the steps in reverse;

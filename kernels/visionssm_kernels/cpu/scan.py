@@ -21,6 +21,7 @@ from .loops import (
     scan_backward_dh,
     scan_forward,
     scan_forward_keep,
+    scan_forward_rows,
     scan_replay,
     scan_rows,
     scan_rows_adding,
@@ -68,6 +69,7 @@ __all__ = [
 ]  # fmt: skip
 
 CHUNK = 32
+AHEAD = 5  # steps by which rows are asked for where they are not copied to scratch first
 _LOG2E = math.log2(math.e)
 _PAD = 3 * 64  # between scratch arrays, so that their rows do not share the low 12 bits of their addresses
 
@@ -235,6 +237,7 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
     complete = seen >= p.positions
     whole = seen == T and channels == width * LANES and p.softplus and states is None
     whole = whole and job.u.kind == F32 and job.delta.kind == F32 and job.y.kind == F32
+    direct = whole and N % 8 == 0  # the last states' loop writes y to its rows
     single = whole and N == 1 and job.B.kind == F32 and job.C.kind == F32
     u_at, delta_at = address(job.u, b, k, channel), address(job.delta, b, k, channel)
     b_at, c_at = address(job.B, b, k, 0), address(job.C, b, k, 0)
@@ -253,8 +256,9 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
         start = chunk * CHUNK
         steps = min(T - start, CHUNK)
         steps_of(positions, order, p.order_t, start, steps)
-        coming = following[: max(min(T - start - CHUNK, CHUNK), 0)]
-        steps_of(coming, order, p.order_t, start + CHUNK, len(coming))
+        ahead = AHEAD if single else CHUNK
+        coming = following[: max(min(T - start - ahead, CHUNK), 0)]
+        steps_of(coming, order, p.order_t, start + ahead, len(coming))
         if not single:
             gather(b_rows, n_vectors, b_at, job.B.l, job.B.kind, positions, steps, N, coming)
             gather(c_rows, n_vectors, c_at, job.C.l, job.C.kind, positions, steps, N, coming)
@@ -291,7 +295,13 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
                     at = (v * N + n) * LANES_BYTES
                     bn, cn, an, hn = bt + 4 * n, ct + 4 * n, a + at, h + at
                     if states is None:
-                        if N - n >= 8:
+                        if direct and N - n == 8:
+                            size = 8
+                            scan_forward_rows(
+                                8, dtv, xv, yv, row, bn, cn, pitch, an, hn, y_at + v * LANES_BYTES, job.y.l, here + 8 * t,
+                                0 if first else LANES, count,
+                            )  # fmt: skip
+                        elif N - n >= 8:
                             size = 8
                             scan_forward(8, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, count)
                         elif N - n >= 4:
@@ -322,7 +332,7 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
             if job.checkpoints:
                 target = checkpoint + (chunk * p.channels + v * LANES) * N * 4
                 to_rows(h + v * N * LANES_BYTES, LANES_BYTES, target, channels - v * LANES, N, N)
-        if not single:
+        if not single and not direct:
             scatter(y, width, y_at, job.y.l, job.y.kind, positions, steps, channels, not first)
 
 
