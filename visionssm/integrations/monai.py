@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks import BaseEncoder
 from monai.networks.nets import FLEXUNET_BACKBONE
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
+from visionssm.layers import Mlp
 from visionssm.layers.segmentation import CONVS, SegmentationModel
 from visionssm.layers.typing import checkpointed, drop_path_rates, unscripted
 from visionssm.mixers import ImageScan

@@ -6,6 +6,7 @@ from .feature_pyramid import PyramidFeatures, SimpleFeaturePyramid, plain_featur
 from .head import PooledHead
 from .hierarchical import HierarchicalModel, Stage
 from .init import init_A_log, init_dt, init_dt_bias
+from .linear import Linear, Mlp, project
 from .plain import PatchEmbed, PlainModel
 from .restoration import ResidualGroup, RestorationModel, RestorationUNet, Upsampler, pad_to_multiple
 from .rope import GridRope, rope_tables
@@ -20,7 +21,9 @@ __all__ = [
     "GridRope",
     "HierarchicalModel",
     "InvertedMerging",
+    "Linear",
     "LinearNorm",
+    "Mlp",
     "PatchEmbed",
     "PatchMerging",
     "PatchStem",
@@ -42,5 +45,6 @@ __all__ = [
     "inverse_haar",
     "pad_to_multiple",
     "plain_feature_cfg",
+    "project",
     "rope_tables",
 ]

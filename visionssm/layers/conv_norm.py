@@ -10,6 +10,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from .linear import Linear
+
 __all__ = ["ConvNorm", "LinearNorm", "Residual"]
 
 
@@ -64,7 +66,7 @@ class LinearNorm(nn.Module):
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, out_dim, bias=False)
+        self.linear = Linear(dim, out_dim, bias=False)
         self.norm = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ class LinearNorm(nn.Module):
     def fuse(self) -> nn.Linear:
         """One linear layer that does the same in evaluation mode."""
         old = self.linear
-        fused = nn.Linear(old.in_features, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
+        fused = Linear(old.in_features, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
         weight, bias = _fold(old.weight, self.norm)
         fused.weight.copy_(weight)
         fused.bias.copy_(bias)

@@ -9,6 +9,7 @@ from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
 from .conv_norm import ConvNorm
+from .linear import Linear
 
 __all__ = ["ConvDownsample", "InvertedMerging", "PatchMerging"]
 
@@ -39,7 +40,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+        self.reduction = Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, ceil(H/2), ceil(W/2), out_dim)."""

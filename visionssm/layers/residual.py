@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
+from .linear import Linear
+
 __all__ = ["GlobalResidual"]
 
 
@@ -28,7 +30,7 @@ class PooledLinear(nn.Module):
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, out_dim)
+        self.proj = Linear(dim, out_dim)
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
         """(B, H, W, C), (B, H', W', C') -> (B, H', W', C')."""

@@ -17,6 +17,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from .hierarchical import Stage
+from .linear import Linear
 
 __all__ = [
     "GroupedRestorationModel",
@@ -357,7 +358,7 @@ class RestorationUNet(nn.Module):
         self.encoder = nn.ModuleList([stage(dim * 2**i, depths[i], downs[i]) for i in range(4)])
         self.ups = nn.ModuleList([_Up(8 * dim), _Up(4 * dim), _Up(2 * dim)])
         self.reduce = nn.ModuleList(
-            [nn.Linear(8 * dim, 4 * dim, bias=False), nn.Linear(4 * dim, 2 * dim, bias=False), nn.Identity()]
+            [Linear(8 * dim, 4 * dim, bias=False), Linear(4 * dim, 2 * dim, bias=False), nn.Identity()]
         )
         self.decoder = nn.ModuleList([stage(4 * dim, depths[2]), stage(2 * dim, depths[1]), stage(2 * dim, depths[0])])
         self.refinement = stage(2 * dim, refinement)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionssm.layers import init_A_log, init_dt
+from visionssm.layers import Linear, init_A_log, init_dt, project
 from visionssm.scans import ScanOrder, category_order, invert
 
 from .functional import deal_channels, decay_rate, join_groups, project_routes, scan_routes
@@ -67,7 +67,7 @@ class AttentiveScan(nn.Module):
         self.router = CategoryRouter(dim, categories)
         self.prompt = nn.Parameter(torch.empty(categories, rank))
         self.prompt_basis = nn.Parameter(torch.empty(rank, d_state))
-        self.in_proj = nn.Linear(dim, d_inner)
+        self.in_proj = Linear(dim, d_inner)
         self.conv = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner)
         self.routes = routes
         self.paths = None if scan is None else Paths(scan, d_inner, d_state)
@@ -77,7 +77,7 @@ class AttentiveScan(nn.Module):
         self.A_log = nn.Parameter(torch.empty(routes, channels, d_state))
         self.D = nn.Parameter(torch.empty(routes, channels))
         self.out_norm = nn.LayerNorm(d_inner)
-        self.out_proj = nn.Linear(d_inner, dim)
+        self.out_proj = Linear(d_inner, dim)
         self.reset_scan_parameters()
 
     def reset_scan_parameters(self) -> None:
@@ -129,7 +129,7 @@ class AttentiveScan(nn.Module):
         stable = self.sort == "stable"
         order_B1L = category_order(category_BL) if stable else category_BL.argsort(dim=-1).to(torch.int32)[:, None]
         prompt_BLN = self._prompts(soft_BLT, category_BL, invert(order_B1L)[:, 0])
-        dt_low, B_BLN, C_BLN = F.linear(h_BLD, self.x_proj[0]).split(self.dims, -1)
+        dt_low, B_BLN, C_BLN = project(h_BLD, self.x_proj[0]).split(self.dims, -1)
         return scan_routes(
             h_BLD.unsqueeze(2),
             F.linear(dt_low, self.dt_proj[0]).unsqueeze(2),

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionssm.layers import Linear
 from visionssm.scans import Chain, ScanOrder, WithToken, adaptive_scores, category_order, scan_from_key, score_order
 from visionssm.scans.content import Adaptive, Cluster, Semantic
 from visionssm.scans.select import Select
@@ -66,7 +67,7 @@ class ClusterRoutes(nn.Module):
         super().__init__()
         self.shared = True
         self.iterations, self.decay = scan.iterations, scan.decay
-        self.embedding = nn.Linear(dim, d_state)
+        self.embedding = Linear(dim, d_state)
         self.centres = nn.Buffer(torch.randn(scan.clusters, dim))
         self.steps = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
@@ -117,7 +118,7 @@ class AdaptiveRoutes(nn.Module):
         self.shared = scan.scores == 1
         self.vectors = nn.Parameter(torch.randn(scan.scores, scan.vector))
         self.norm = nn.LayerNorm(dim)
-        self.score = nn.Linear(dim, 1)
+        self.score = Linear(dim, 1)
         self.direction = nn.Parameter(torch.empty(scan.scores, dim).uniform_(-(dim**-0.5), dim**-0.5))
 
     def forward(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

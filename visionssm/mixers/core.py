@@ -23,7 +23,7 @@ import torch
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from visionssm.layers import init_A_log, init_dt
+from visionssm.layers import init_A_log, init_dt, project
 
 from .functional import add_step_inputs, decay_rate, project_routes, scan_routes, segment_of
 from .paths import scan_pieces
@@ -145,7 +145,7 @@ class ScanCore(nn.Module):
         """
         if shared:
             x_BLD = u_BLKD.squeeze(2)
-            proj = nn.functional.linear(x_BLD, self.x_proj.flatten(0, 1)).unflatten(-1, self.x_proj.shape[:2])
+            proj = project(x_BLD, self.x_proj.flatten(0, 1)).unflatten(-1, self.x_proj.shape[:2])
         else:
             proj = project_routes(u_BLKD, self.x_proj)
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)

@@ -16,7 +16,7 @@ from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 
-from visionssm.layers import init_A_log
+from visionssm.layers import Linear, init_A_log
 from visionssm.scans import RouteTable, ScanOrder, route_table
 
 from .functional import decay_rate, gated, segment_of, take_routes
@@ -156,18 +156,18 @@ class DirectionScan(nn.Module):
         self.routes, self.groups = scan.num_routes, scan.groups
         self.dims = (dt_rank, d_state, d_state)
         self.raster_aligned = align == "published"
-        self.in_proj = nn.Linear(dim, 2 * d_inner)
+        self.in_proj = Linear(dim, 2 * d_inner)
         self.conv = _CONVS[scan.ndim](d_inner, d_inner, conv_size, padding=conv_size // 2, groups=d_inner)
         self.act = nn.SiLU()
         self.paths = Paths(scan, d_inner, d_state)
         self.visit_table = VisitTable(scan)
-        self.x_proj = nn.Linear(d_inner, sum(self.dims), bias=False)
-        self.dt_proj = nn.Linear(dt_rank, d_inner, bias=False)
+        self.x_proj = Linear(d_inner, sum(self.dims), bias=False)
+        self.dt_proj = Linear(dt_rank, d_inner, bias=False)
         self.dt_bias = nn.Parameter(torch.empty(d_inner))
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
         self.direction_B = nn.Parameter(torch.empty(1 + 2 * scan.ndim, d_state))
-        self.out_proj = nn.Linear(d_inner, dim)
+        self.out_proj = Linear(d_inner, dim)
         self.reset_scan_parameters()
 
     def reset_scan_parameters(self) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from visionssm.layers import Linear
 from visionssm.scans import RouteTable, ScanOrder
 
 from .core import ScanCore
@@ -22,7 +23,7 @@ from .paths import Paths
 __all__ = ["ImageScan"]
 
 _CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
-_linear = partial(nn.Linear, bias=False)
+_linear = partial(Linear, bias=False)
 
 
 class ImageScan(ScanCore):

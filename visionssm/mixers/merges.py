@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
+from visionssm.layers import Linear
 from visionssm.scans import ScanOrder
 
 from .functional import widened
@@ -57,7 +58,7 @@ class ConcatMerge(nn.Module):
 
     def __init__(self, dim: int, routes: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(routes * dim, dim, bias=False)
+        self.proj = Linear(routes * dim, dim, bias=False)
         with torch.no_grad():
             self.proj.weight.copy_(torch.eye(dim).repeat(1, routes))
 
@@ -111,9 +112,9 @@ class RouteGate(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.reduce = nn.Linear(dim, dim // 8)
+        self.reduce = Linear(dim, dim // 8)
         self.act = nn.GELU()
-        self.select = nn.Linear(dim // 8, dim)
+        self.select = Linear(dim // 8, dim)
 
     def forward(self, y_BLKD: Tensor) -> Tensor:
         """(B, L, K, D) -> the gates, (B, K, D)."""

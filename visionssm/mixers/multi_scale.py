@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionssm.layers import Linear
 from visionssm.scans import Chain, ScanOrder, split_scales
 
 from .core import ScanCore
@@ -31,9 +32,9 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, dim: int, *, ratio: int = 8) -> None:
         super().__init__()
-        self.reduce = nn.Linear(dim, dim // ratio, bias=False)
+        self.reduce = Linear(dim, dim // ratio, bias=False)
         self.act = nn.ReLU()
-        self.expand = nn.Linear(dim // ratio, dim, bias=False)
+        self.expand = Linear(dim // ratio, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, H, W, D)."""
@@ -129,13 +130,13 @@ class MultiScaleScan(nn.Module):
         self.gated = gate
         self.norm_routes = norm == "routes"
         self.upsample = upsample
-        self.in_proj = nn.Linear(dim, 2 * d_inner if gate else d_inner, bias=False)
+        self.in_proj = Linear(dim, 2 * d_inner if gate else d_inner, bias=False)
         self.full = MapScan(scan=full, conv_size=3, **shape)
         self.coarse = MapScan(scan=coarse, conv_size=7, stride=stride, **shape)
         self.out_norm = nn.LayerNorm(d_inner)
         self.squeeze_excite = SqueezeExcite(d_inner)
         self.act = nn.SiLU()
-        self.out_proj = nn.Linear(d_inner, dim, bias=False)
+        self.out_proj = Linear(d_inner, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
-from visionssm.layers import init_dt_bias
+from visionssm.layers import Linear, init_dt_bias
 from visionssm_kernels import noncausal_ssd
 
 from .functional import decay_rate, widened
@@ -47,7 +47,7 @@ class NonCausalScan(nn.Module):
         self.heads = heads
         self.dims = (d_inner, d_inner + 2 * d_state, heads)
         self.conv_dims = (d_inner, d_state, d_state)
-        self.in_proj = nn.Linear(dim, sum(self.dims), bias=False)
+        self.in_proj = Linear(dim, sum(self.dims), bias=False)
         channels = self.dims[1]
         self.conv = nn.Conv2d(channels, channels, conv_size, padding=conv_size // 2, groups=channels)
         self.act = nn.SiLU()
@@ -55,7 +55,7 @@ class NonCausalScan(nn.Module):
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads))
         self.out_norm = nn.LayerNorm(d_inner)
-        self.out_proj = nn.Linear(d_inner, dim, bias=False)
+        self.out_proj = Linear(d_inner, dim, bias=False)
         self.reset_scan_parameters()
 
     def reset_scan_parameters(self) -> None:
@@ -90,13 +90,13 @@ class HiddenStateMixer(nn.Module):
     def __init__(self, dim: int, *, d_state: int, conv_size: int = 3) -> None:
         super().__init__()
         channels = 3 * d_state
-        self.in_proj = nn.Linear(dim, channels, bias=False)
+        self.in_proj = Linear(dim, channels, bias=False)
         self.conv = nn.Conv2d(channels, channels, conv_size, padding=conv_size // 2, groups=channels, bias=False)
-        self.gate_proj = nn.Linear(dim, 2 * dim, bias=False)
+        self.gate_proj = Linear(dim, 2 * dim, bias=False)
         self.act = nn.SiLU()
         self.A = nn.Parameter(torch.empty(d_state).uniform_(1, 16))
         self.D = nn.Parameter(torch.ones(1))
-        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.out_proj = Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W, C) -> (B, H, W, C), and the state that it was read from, (B, N, C)."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from visionssm.layers import init_A_log, init_dt
+from visionssm.layers import Linear, init_A_log, init_dt
 from visionssm.scans import RouteTable, ScanOrder, WithSlots
 
 from .functional import (
@@ -80,7 +80,7 @@ class SequenceScan(nn.Module):
         self.slots = isinstance(scan, WithSlots)
         self.paths = None if scan is None else Paths(scan, d_inner, d_state)
         self.unscan_table = None if unscan is None else RouteTable(unscan)
-        self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)
+        self.in_proj = Linear(dim, 2 * d_inner, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(routes, channels, d_conv))
         self.conv_bias = nn.Parameter(torch.empty(routes, channels))
         self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), channels))
@@ -92,7 +92,7 @@ class SequenceScan(nn.Module):
         self.merge_in_kernel = merge is None and groups == 1
         self.added = merge is None
         self.act = nn.SiLU()
-        self.out_proj = nn.Linear(d_inner, dim, bias=False)
+        self.out_proj = Linear(d_inner, dim, bias=False)
         self.reset_scan_parameters()
 
     def reset_scan_parameters(self) -> None:

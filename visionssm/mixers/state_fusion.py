@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from visionssm.layers import init_dt
+from visionssm.layers import Linear, init_dt, project
 from visionssm.scans import ScanOrder
 
 from .functional import decay_rate, fuse_dilated, gated_norm
@@ -77,7 +77,7 @@ class StateFusion(nn.Module):
             raise ValueError(f"{scan!r} splits the channels into {scan.groups} groups, but d_inner is {d_inner}")
         self.routes, self.groups = scan.num_routes, scan.groups
         self.dims = (dt_rank, 1, 1)
-        self.in_proj = nn.Linear(dim, 2 * d_inner, bias=False)
+        self.in_proj = Linear(dim, 2 * d_inner, bias=False)
         self.conv = nn.Conv2d(d_inner, d_inner, conv_size, padding=conv_size // 2, groups=d_inner)
         self.act = nn.SiLU()
         self.paths = Paths(scan, d_inner, 1)
@@ -88,7 +88,7 @@ class StateFusion(nn.Module):
         self.D = nn.Parameter(torch.empty(d_inner))
         self.fusion = FuseStates(d_inner)
         self.out_norm = nn.LayerNorm(d_inner)
-        self.out_proj = nn.Linear(d_inner, dim, bias=False)
+        self.out_proj = Linear(d_inner, dim, bias=False)
         self.reset_scan_parameters()
 
     def reset_scan_parameters(self) -> None:
@@ -102,7 +102,7 @@ class StateFusion(nn.Module):
         """Scan, fusion and readout: (B, H, W, D) -> (B, H, W, D)."""
         x_BLD = x_BHWD.flatten(1, 2)
         u_BLKD, order_KT, prompt_BLN, pieces = self.paths(x_BLD, x_BHWD)
-        dt_low, B_BLK1, C_BLK1 = F.linear(u_BLKD, self.x_proj).split(self.dims, -1)
+        dt_low, B_BLK1, C_BLK1 = project(u_BLKD, self.x_proj).split(self.dims, -1)
         C_BL1 = C_BLK1.mean(2)
         if prompt_BLN is not None:
             C_BL1 = C_BL1 + prompt_BLN

@@ -14,7 +14,7 @@ import torch
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
-from visionssm.layers import init_A_log, init_dt
+from visionssm.layers import Linear, init_A_log, init_dt
 from visionssm.scans import ScanOrder
 from visionssm_kernels import wavefront_scan
 
@@ -59,7 +59,7 @@ class WavefrontCore(nn.Module):
         super().__init__()
         self.dims = (2 * dt_rank, 2 * d_state, d_state)
         self.reverse = reverse
-        self.x_proj = nn.Linear(channels, sum(self.dims), bias=False)
+        self.x_proj = Linear(channels, sum(self.dims), bias=False)
         self.dt_proj = nn.Parameter(torch.empty(2, channels, dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(2, channels))
         self.A_log = nn.Parameter(init_A_log(2, channels, d_state))
@@ -128,13 +128,13 @@ class WavefrontScan(nn.Module):
         self, dim: int, *, d_state: int, dt_rank: int, reverse: bool = False, scan: ScanOrder | None = None
     ) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(dim, dim)
+        self.in_proj = Linear(dim, dim)
         self.act = nn.GELU()
         if scan is None:
             self.scan: nn.Module = WavefrontCore(dim, d_state=d_state, dt_rank=dt_rank, reverse=reverse)
         else:
             self.scan = OrderedCore(dim, scan=scan, d_state=d_state, dt_rank=dt_rank)
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

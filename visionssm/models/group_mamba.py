@@ -11,13 +11,13 @@ import math
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.group_mamba import LAYOUT
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
-from visionssm.layers import ConvDownsample, HierarchicalModel, PooledHead, Stage
+from visionssm.layers import ConvDownsample, HierarchicalModel, Linear, Mlp, PooledHead, Stage
 from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import GroupScan
 from visionssm.mixers.group_scan import GroupLinear
@@ -73,12 +73,12 @@ class ModulatedGroups(nn.Module):
         super().__init__()
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, dim // 16)
+        self.fc1 = Linear(dim, dim // 16)
         self.act = nn.ReLU()
-        self.fc2 = nn.Linear(dim // 16, dim)
+        self.fc2 = Linear(dim // 16, dim)
         rank = math.ceil(dim // _GROUPS / 16)
         self.mixer = GroupScan(dim, scan=scan, groups=_GROUPS, d_state=1, dt_rank=rank, local_scan=local_scan)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, H, W, dim)."""
@@ -97,10 +97,10 @@ class LocalMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, H, W, dim)."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from visionssm.checkpoints.light_m_unet import LAYOUT
 from visionssm.checkpoints.load import PretrainedMixin
+from visionssm.layers import Linear
 from visionssm.layers.segmentation import CONVS, SegmentationModel
 from visionssm.layers.typing import checkpointed, unscripted
 from visionssm.mixers import SequenceScan
@@ -58,7 +59,7 @@ class MambaLayer(nn.Module):
             dt_rank=math.ceil(in_chans / 16),
         )
         self.skip_scale = nn.Parameter(torch.ones(1))
-        self.proj = nn.Linear(in_chans, dim)
+        self.proj = Linear(in_chans, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, *S) -> (B, dim, *S)."""

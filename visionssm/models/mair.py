@@ -13,12 +13,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from timm.layers import Mlp
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin
 from visionssm.checkpoints.mair import LAYOUT
+from visionssm.layers import Mlp
 from visionssm.layers.restoration import GroupedRestorationModel, RestorationUNet, ScaledBlock, Upsampler
 from visionssm.mixers import ImageScan, ShuffleMerge
 from visionssm.mixers.schedule import ScanChoice, layer_scans

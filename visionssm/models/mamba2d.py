@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models._features_fx import register_notrace_module
 from timm.models.metaformer import StarReLU
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.mamba2d import LAYOUT
-from visionssm.layers import HierarchicalModel, PooledHead, Stage
+from visionssm.layers import HierarchicalModel, Linear, Mlp, PooledHead, Stage
 from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.mixers.wavefront import WavefrontScan
@@ -81,11 +81,11 @@ class LocalBranch(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.expand = nn.Linear(dim, 2 * dim, bias=False)
+        self.expand = Linear(dim, 2 * dim, bias=False)
         self.act1 = StarReLU()
         self.conv = nn.Conv2d(2 * dim, 2 * dim, 3, padding=1, groups=2 * dim, bias=False)
         self.act2 = StarReLU()
-        self.reduce = nn.Linear(2 * dim, dim, bias=False)
+        self.reduce = Linear(2 * dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -144,11 +144,11 @@ class RotaryAttention(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.heads, self.head_dim = dim // HEAD_DIM, HEAD_DIM
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.rotate = GridRotation(HEAD_DIM)
         self.q_norm = nn.LayerNorm(HEAD_DIM)
         self.k_norm = nn.LayerNorm(HEAD_DIM)
-        self.proj = nn.Linear(dim, dim, bias=False)
+        self.proj = Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -245,7 +245,7 @@ class Mamba2D(PretrainedMixin, HierarchicalModel):
             blocks.append(nn.LayerNorm(dim))
             stages.append(Stage(Downsample(dims[i - 1], dim) if i else nn.Identity(), blocks))
         width, hidden = dims[-1], 4 * dims[-1]
-        neck = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.LayerNorm(hidden))
+        neck = nn.Sequential(nn.LayerNorm(width), Linear(width, hidden), nn.GELU(), nn.LayerNorm(hidden))
         super().__init__(
             in_chans=in_chans,
             num_classes=num_classes,

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from visionssm.checkpoints.load import PretrainedMixin
 from visionssm.checkpoints.mambairv2 import LAYOUT
-from visionssm.layers import RestorationModel, Upsampler
+from visionssm.layers import Linear, RestorationModel, Upsampler
 from visionssm.mixers import AttentiveScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 
@@ -51,9 +51,9 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.window = window
         self.shift = shift
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         self.bias = RelPosBias((window, window), heads)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -107,10 +107,10 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, kernel_size: int = 5) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = nn.GELU()
         self.conv = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -129,11 +129,11 @@ class GatedConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, kernel_size: int = 5) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = nn.GELU()
         self.norm = nn.LayerNorm(hidden // 2)
         self.conv = nn.Conv2d(hidden // 2, hidden // 2, kernel_size, padding=kernel_size // 2, groups=hidden // 2)
-        self.fc2 = nn.Linear(hidden // 2, dim)
+        self.fc2 = Linear(hidden // 2, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

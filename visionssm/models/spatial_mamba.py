@@ -11,15 +11,14 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.spatial_mamba import LAYOUT
-from visionssm.layers import HierarchicalModel, Stage
+from visionssm.layers import HierarchicalModel, Mlp, Stage, project
 from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import StateFusion
 from visionssm.mixers.schedule import ScanChoice, layer_scans
@@ -63,7 +62,7 @@ class ResidualStem(nn.Module):
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution of a map (B, H, W, C), as the matrix product that it is."""
-    return F.linear(x, weight.flatten(1), bias)
+    return project(x, weight.flatten(1), bias)
 
 
 class InvertedDownsample(nn.Module):

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.vmamba import LAYOUT
-from visionssm.layers import ConvDownsample, ConvStem, HierarchicalModel, PatchMerging, PatchStem, Stage
+from visionssm.layers import ConvDownsample, ConvStem, HierarchicalModel, Mlp, PatchMerging, PatchStem, Stage
 from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import ImageScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans

@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import Attention, DropPath, Mlp, trunc_normal_
+from timm.layers import Attention, DropPath, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin, checkpoint_filter_fn
 from visionssm.checkpoints.vssd import LAYOUT
-from visionssm.layers import ConvNorm, HierarchicalModel, Stage
+from visionssm.layers import ConvNorm, HierarchicalModel, Mlp, Stage
 from visionssm.layers.typing import drop_path_rates, unscripted
 from visionssm.mixers import NonCausalScan
 

@@ -27,7 +27,8 @@ from .simd import LANES, Emitter, positional
 
 __all__ = [
     "LONG_TAPS", "LONG_WIDTHS", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_rows", "scan_backward",
-    "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows", "scan_rows_adding", "sum_taps",
+    "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows",
+    "scan_rows_adding", "sum_taps",
 ]  # fmt: skip
 
 _BYTES = 4 * LANES
@@ -174,6 +175,7 @@ def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, addin
         here, next_ = _positions(e, t, positions, following)
         u_rows.go(here, next_), delta_rows.go(here, next_), y_rows.go(here, next_)
         b, c = (e.load_splat(e.offset(at, here, stride)) for at, stride in ((b_at, b_stride), (c_at, c_stride)))
+
         def advance(v: int) -> tuple[ir.Value, ir.Value]:
             u_rows.ask(v), delta_rows.ask(v), y_rows.ask(v)
             u, dt = u_rows.load(v), e.softplus(e.b.fadd(delta_rows.load(v), bias[v]))

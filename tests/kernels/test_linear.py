@@ -1,0 +1,92 @@
+"""Linear layers against torch's, and that all but plain inference goes through torch."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.fx import symbolic_trace
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import visionssm_kernels as vk
+from tests.tolerances import TOLERANCES
+from visionssm.layers import Linear, Mlp
+
+module = sys.modules[vk.linear.__module__]
+has_onednn = pytest.mark.skipif(module._onednn() is None, reason="torch has no oneDNN here, or the CPU no AVX-512")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 8), (3, 24), (2, 196, 96), (2, 7, 9, 40), (1, 50, 1), (0, 20, 12)])
+def test_linear(shape, bias):
+    x, weight = torch.randn(*shape, 2).select(-1, 0), torch.randn(33, shape[-1])
+    shift = torch.randn(33) if bias else None
+    with torch.no_grad():
+        got = vk.linear(x, weight, shift)
+    wanted = F.linear(x.double(), weight.double(), None if shift is None else shift.double())
+    torch.testing.assert_close(got.double(), wanted, **TOLERANCES[torch.float32])
+    assert got.is_contiguous()
+
+
+@has_onednn
+def test_plain_inference_leaves_torchs_product(monkeypatch):
+    x, layer = torch.randn(4, 49, 32), Linear(32, 64)
+    wanted = layer(x)
+    monkeypatch.setattr(module.F, "linear", None)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), wanted, **TOLERANCES[torch.float32])
+    with pytest.raises(TypeError):
+        layer(x)  # with gradients it is torch's
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_torchs(dtype):
+    x, weight = torch.randn(40, 24, dtype=dtype), torch.randn(8, 24, dtype=dtype)
+    assert torch.equal(vk.linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's own, on leaving the block
+def test_autocast_and_onednn_turned_off():
+    x, weight = torch.randn(40, 24), torch.randn(8, 24)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert vk.linear(x, weight).dtype == torch.bfloat16
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(vk.linear(x, weight), F.linear(x, weight))
+
+
+def test_gradients():
+    x, layer = torch.randn(40, 24, requires_grad=True), Linear(24, 8)
+    layer(x).square().sum().backward()
+    copy = torch.nn.Linear(24, 8)
+    copy.load_state_dict(layer.state_dict())
+    y = x.detach().requires_grad_()
+    copy(y).square().sum().backward()
+    assert torch.equal(x.grad, y.grad)
+    assert torch.equal(layer.weight.grad, copy.weight.grad)
+
+
+def test_modes_that_watch_torch_see_its_product():
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Watch():
+        Linear(24, 8)(torch.randn(40, 24))
+    assert "addmm" in seen
+
+
+def test_graphs():
+    mlp, x = Mlp(24, 48).eval(), torch.randn(2, 20, 24)
+    wanted = mlp(x)
+    torch.testing.assert_close(torch.jit.script(mlp)(x), wanted, **TOLERANCES[torch.float32])
+    torch.testing.assert_close(torch.jit.trace(mlp, x)(x), wanted, **TOLERANCES[torch.float32])
+    torch.testing.assert_close(
+        torch.compile(mlp, fullgraph=True, backend="eager")(x), wanted, **TOLERANCES[torch.float32]
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.export(mlp, (x,)).module()(x), wanted, **TOLERANCES[torch.float32])
+    assert symbolic_trace(Linear(24, 8), concrete_args=None).graph is not None
+    assert set(mlp.state_dict()) == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
