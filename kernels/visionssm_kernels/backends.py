@@ -20,6 +20,7 @@ __all__ = [
     "backends",
     "is_plain_inference",
     "module_of",
+    "projects",
     "resolve",
     "use_backend",
     "warmup",
@@ -37,12 +38,14 @@ class Backend:
         module: relative module that implements it, imported when first used.
         composite: True if it is plain torch under autograd, False if it goes through the custom operators.
         summary: one line for people.
+        max_rank: largest rank R of a `dt_weight` that its scan multiplies by; beyond it the product comes first.
     """
 
     name: str
     module: str
     composite: bool
     summary: str
+    max_rank: int = 0
 
     def why_not(self, device: torch.device, dtype: torch.dtype, d_state: int) -> str | None:
         """None if it can run such inputs on this machine, else the reason in one line."""
@@ -59,7 +62,7 @@ _TABLE = {
     backend.name: backend
     for backend in (
         Backend("numba", ".cpu", False, "CPU, explicit SIMD, multi-threaded"),
-        Backend("triton", ".triton", False, "GPU, one launch for all routes"),
+        Backend("triton", ".triton", False, "GPU, one launch for all routes", 64),
         Backend("chunked", ".chunked", True, "any device, plain torch in two passes over chunks"),
         Backend("reference", ".reference", True, "any device, the loop over steps; ground truth, slow"),
         Backend("loop", ".loop", True, "any device, mamba_ssm's loop without CUDA; the benchmarks' baseline"),
@@ -80,6 +83,11 @@ def module_of(name: str) -> ModuleType:
         ImportError: what it needs is not installed.
     """
     return importlib.import_module(_TABLE[name].module, __package__)
+
+
+def projects(name: str, rank: int) -> bool:
+    """Whether the scan of a backend multiplies by a `dt_weight` of this rank itself."""
+    return rank <= _TABLE[name].max_rank
 
 
 @dataclass(frozen=True)

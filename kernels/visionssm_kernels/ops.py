@@ -1,6 +1,7 @@
 """The only door to the kernels: validation, custom operators, fakes, gradients, FLOP formulas.
 
-Legend: B batch, L image positions, D channels, N state, K routes, Ku 1 or K, T steps of a route, W taps of a convolution.
+Legend: B batch, L image positions, D channels, N state, K routes, Ku 1 or K, R rank of dt's projection, T steps of a route,
+W taps of a convolution.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import chunked, loop, reference
-from .backends import is_plain_inference, module_of, resolve, warn_if_slow
+from .backends import is_plain_inference, module_of, projects, resolve, warn_if_slow
 from .composite import Composite
+from .projection import project, project_backward
 
 __all__ = ["route_conv", "routed_scan", "selective_scan"]
 
@@ -27,7 +29,8 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def routed_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., bias: Tensor | None = ..., *,
     order: Tensor | None = ..., merge: Literal["sum", "none"] = ..., softplus: bool = ...,
-    return_states: Literal[False] = ..., segment: int = ..., phase: int = ..., backend: str = ...,
+    return_states: Literal[False] = ..., segment: int = ..., phase: int = ..., dt_weight: Tensor | None = ...,
+    backend: str = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -35,7 +38,8 @@ def routed_scan(
 def routed_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., bias: Tensor | None = ..., *,
     order: Tensor | None = ..., merge: Literal["sum", "none"] = ..., softplus: bool = ...,
-    return_states: Literal[True], segment: int = ..., phase: int = ..., backend: str = ...,
+    return_states: Literal[True], segment: int = ..., phase: int = ..., dt_weight: Tensor | None = ...,
+    backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -54,6 +58,7 @@ def routed_scan(
     return_states: bool = False,
     segment: int = 0,
     phase: int = 0,
+    dt_weight: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective scan of an image or volume along K routes at once.
@@ -66,7 +71,7 @@ def routed_scan(
 
     Args:
         u: (B, L, Ku, D), the input; Ku is 1 if all routes read the same, else K.
-        delta: (B, L, K, D), the step sizes before bias and softplus.
+        delta: (B, L, K, D), the step sizes before bias and softplus; with `dt_weight` (B, L, K, R), what they are projected from.
         A: (K, D, N), negative; float32 (half precision is raised to it).
         B: (B, L, K, N), the input matrix of every position.
         C: (B, L, K, N), the output matrix of every position.
@@ -81,6 +86,11 @@ def routed_scan(
         segment: the state restarts from zero every so many steps of a route: before step t where (t + phase) is a multiple of
             it. 0 for never.
         phase: see `segment`; not negative.
+        dt_weight: (K, D, R), or None. With it the step sizes are delta_t W^T, one product per route, added up in float32; the
+            weight is rounded to delta's dtype where that is half precision, as autocast does. On GPUs (R up to 64) the scan
+            multiplies as it goes and no (B, L, K, D) is made in the forward; elsewhere the product comes first. The backward on
+            GPUs makes it again: the gradients of both factors are products with delta's own gradient, which is as large, and
+            these are BLAS's, the same bits every time, where blocks of channels would have to add theirs up by atomics.
         backend: "auto" or a name of `backends()`.
 
     Returns:
@@ -109,13 +119,15 @@ def routed_scan(
             backend,
             segment,
             phase,
+            _single(dt_weight),
         )
         return (y, states) if return_states else y
-    K, order = _check_scan(u, delta, A, B, C, D, bias, order, merge)
+    K, order = _check_scan(u, delta, A, B, C, D, bias, order, merge, dt_weight)
     _require(segment >= 0 and phase >= 0, f"segment and phase must not be negative, got {segment} and {phase}")
-    A, D, bias = _single(A), _single(D), _single(bias)
+    A, D, bias, dt_weight = _single(A), _single(D), _single(bias), _single(dt_weight)
     device, d_state = str(u.device), A.shape[-1]
-    name = resolve(backend, device, _widest(u, delta, B, C, A), d_state)
+    name = resolve(backend, device, _widest(u, delta, B, C, A, *(() if dt_weight is None else (dt_weight,))), d_state)
+    delta, dt_weight = _projected(name, delta, dt_weight)
     if name in _PLAIN_TORCH:
         steps = u.shape[1] if order is None else order.shape[-1]
         if not torch.compiler.is_compiling():
@@ -123,17 +135,34 @@ def routed_scan(
         y, states = _PLAIN_TORCH[name].routed_scan(
             u, delta, A, B, C, D, bias, order, softplus, merge, return_states, segment, phase
         )
-    elif is_plain_inference(u, delta, A, B, C, D, bias, order):
+    elif is_plain_inference(u, delta, A, B, C, D, bias, order, dt_weight):
         inputs = (u, delta, A, B, C, D, bias, order)
         y, _, states = module_of(name).routed_scan_forward(
-            *inputs, softplus, merge, False, return_states, segment, phase
+            *inputs, softplus, merge, False, return_states, segment, phase, *(() if dt_weight is None else (dt_weight,))
         )
     else:
         # an exported program must not hold a size that chunks decide; its backward would run the forward again
         needs_grad = torch.is_grad_enabled() and not torch.compiler.is_exporting()
-        needs_grad = needs_grad and any(t is not None and t.requires_grad for t in (u, delta, A, B, C, D, bias))
+        needs_grad = needs_grad and any(
+            t is not None and t.requires_grad for t in (u, delta, A, B, C, D, bias, dt_weight)
+        )
         y, _, states = torch.ops.visionssm.routed_scan(
-            u, delta, A, B, C, D, bias, order, softplus, merge, needs_grad, return_states, name, segment, phase
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            bias,
+            order,
+            softplus,
+            merge,
+            needs_grad,
+            return_states,
+            name,
+            segment,
+            phase,
+            dt_weight,
         )
     if return_states:
         assert states is not None
@@ -318,16 +347,22 @@ def _check_scan(
     bias: Tensor | None,
     order: Tensor | None,
     merge: str,
+    dt_weight: Tensor | None,
 ) -> tuple[int, Tensor | None]:
     """K and the order as int32."""
-    _check_floats(u=u, delta=delta, A=A, B=B, C=C, D=D, bias=bias)
+    _check_floats(u=u, delta=delta, A=A, B=B, C=C, D=D, bias=bias, dt_weight=dt_weight)
     if A.dim() != 3:
         raise ValueError(f"A must be (K, D, N), got {tuple(A.shape)}")
     K, channels, N = A.shape
     if not (u.dim() == 4 and u.shape[2] in (1, K) and u.shape[3] == channels):
         raise ValueError(f"u must be (B, L, 1 or {K}, {channels}) for A {tuple(A.shape)}, got {tuple(u.shape)}")
     batch, positions = u.shape[:2]
-    for name, tensor, last in (("delta", delta, channels), ("B", B, N), ("C", C, N)):
+    width = channels
+    if dt_weight is not None:
+        if dt_weight.dim() != 3 or dt_weight.shape[:2] != (K, channels) or dt_weight.shape[2] == 0:
+            raise ValueError(f"dt_weight must be ({K}, {channels}, R), R at least 1, got {tuple(dt_weight.shape)}")
+        width = dt_weight.shape[2]
+    for name, tensor, last in (("delta", delta, width), ("B", B, N), ("C", C, N)):
         expected = (batch, positions, K, last)
         if tensor.shape != expected:
             raise ValueError(f"{name} must be {_shown(expected)}, got {tuple(tensor.shape)}")
@@ -380,6 +415,13 @@ def _check_order_range(order: Tensor, positions: int) -> None:
         _valid_orders[key] = order
 
 
+def _projected(name: str, delta: Tensor, dt_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """delta and dt_weight as a backend takes them: multiplied here where its scan does not."""
+    if dt_weight is None or projects(name, dt_weight.shape[-1]):
+        return delta, dt_weight
+    return project(delta, dt_weight), None
+
+
 # --- custom operators -------------------------------------------------------------------------------------------
 
 
@@ -409,15 +451,21 @@ def _routed_scan(
     backend: str,
     segment: int = 0,
     phase: int = 0,
+    dt_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = _kernels(backend, u, A.shape[-1])
-    return kernels.routed_scan_forward(
-        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, segment, phase
+    name = resolve(backend, str(u.device), u.dtype, A.shape[-1])
+    delta, dt_weight = _projected(name, delta, dt_weight)
+    more = () if dt_weight is None else (dt_weight,)
+    return _kernels(name, u, A.shape[-1]).routed_scan_forward(
+        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, segment, phase, *more
     )
 
 
 @_routed_scan.register_fake
-def _(u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, backend, segment=0, phase=0):
+def _(
+    u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, backend, segment=0, phase=0,
+    dt_weight=None,
+):  # fmt: skip
     batch, positions = u.shape[:2]
     K, channels, N = A.shape
     steps = positions if order is None else order.shape[-1]
@@ -466,16 +514,16 @@ def _(
 
 
 def _scan_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, softplus, merge, _, save_states, backend, segment, phase = inputs
-    ctx.save_for_backward(*tensors, output[1])
+    *tensors, softplus, merge, _, save_states, backend, segment, phase, dt_weight = inputs
+    ctx.save_for_backward(*tensors, dt_weight, output[1])
     ctx.options = (softplus, merge, save_states, backend, segment, phase)
     ctx.set_materialize_grads(False)
 
 
 def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_states: Tensor | None) -> tuple[Any, ...]:
-    u, delta, A, B, C, D, bias, order, checkpoints = ctx.saved_tensors
+    u, delta, A, B, C, D, bias, order, dt_weight, checkpoints = ctx.saved_tensors
     softplus, merge, save_states, backend, *segments = ctx.options
-    nothing = (None,) * 15
+    nothing = (None,) * 16
     if not save_states:
         grad_states = None
     if grad_y is None and grad_states is None:
@@ -484,16 +532,20 @@ def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_state
         shape = (*u.shape[:2], u.shape[3]) if merge == "sum" else (*u.shape[:2], *A.shape[:2])
         grad_y = u.new_zeros(shape)
     assert grad_y is not None
-    inputs = (u, delta, A, B, C, D, bias, order, softplus, merge)
+    whole = delta if dt_weight is None else project(delta, dt_weight)
+    inputs = (u, whole, A, B, C, D, bias, order, softplus, merge)
     kernels = _kernels(backend, u, A.shape[-1])
     if isinstance(kernels, Composite):  # inside an operator there is no autograd to run
-        return *kernels.routed_scan_backward(grad_y, grad_states, *inputs, checkpoints, *segments), *nothing[7:]
-    if checkpoints.dim() == 1:  # the forward ran without keeping them: run it again
-        _, checkpoints, _ = torch.ops.visionssm.routed_scan(*inputs, True, False, backend, *segments)
-    *grads, dD, dbias = torch.ops.visionssm.routed_scan_backward(
-        grad_y, grad_states, *inputs, checkpoints, backend, *segments
-    )
-    return *grads, None if D is None else dD, None if bias is None else dbias, *nothing[7:]
+        du, dwhole, *grads = kernels.routed_scan_backward(grad_y, grad_states, *inputs, checkpoints, *segments)
+    else:
+        if checkpoints.dim() == 1:  # the forward ran without keeping them: run it again
+            _, checkpoints, _ = torch.ops.visionssm.routed_scan(*inputs, True, False, backend, *segments)
+        du, dwhole, *grads, dD, dbias = torch.ops.visionssm.routed_scan_backward(
+            grad_y, grad_states, *inputs, checkpoints, backend, *segments
+        )
+        grads += [None if D is None else dD, None if bias is None else dbias]
+    ddelta, dweight = (dwhole, None) if dt_weight is None else project_backward(dwhole, delta, dt_weight)
+    return du, ddelta, *grads, *nothing[8:], dweight
 
 
 _routed_scan.register_autograd(_scan_backward, setup_context=_scan_setup_context)
@@ -555,12 +607,15 @@ _route_conv.register_autograd(_conv_backward, setup_context=_conv_setup_context)
 
 @register_flop_formula(torch.ops.visionssm.routed_scan)
 def scan_flops(u_shape, delta_shape, A_shape, B_shape, C_shape, D_shape=None, bias_shape=None, order_shape=None,
-               *args: Any, out_shape: Any = None, **kwargs: Any) -> int:  # fmt: skip
-    """9 B L D N per route, plus B L D for the skip: the convention of the papers (state-spaces/mamba issue 110)."""
+               softplus=True, merge="sum", save_checkpoints=False, save_states=False, backend="auto", segment=0, phase=0,
+               dt_weight=None, *, out_shape: Any = None, **kwargs: Any) -> int:  # fmt: skip
+    """9 B L D N per route, plus B L D for the skip: the convention of the papers (state-spaces/mamba issue 110). With `dt_weight`
+    also its product, 2 B L D R per route as of any two matrices."""
     batch, positions = u_shape[:2]
     K, channels, N = A_shape
     steps = positions if order_shape is None else order_shape[-1]
-    return batch * K * steps * channels * (9 * N + (D_shape is not None))
+    projection = 0 if dt_weight is None else 2 * batch * K * positions * channels * dt_weight[-1]
+    return batch * K * steps * channels * (9 * N + (D_shape is not None)) + projection
 
 
 @register_flop_formula(torch.ops.visionssm.routed_scan_backward)

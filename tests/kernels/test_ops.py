@@ -24,19 +24,22 @@ def make(
     shared_u: bool = True,
     dtype: torch.dtype = torch.float32,
     grad: bool = True,
+    rank: int = 0,
 ) -> dict[str, Tensor]:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=dtype)
 
     tensors = {
         "u": normal(batch, length, 1 if shared_u else routes, channels),
-        "delta": normal(batch, length, routes, channels),
+        "delta": normal(batch, length, routes, rank or channels),
         "A": -torch.rand(routes, channels, d_state, dtype=dtype) - 0.1,
         "B": normal(batch, length, routes, d_state),
         "C": normal(batch, length, routes, d_state),
         "D": normal(routes, channels),
         "bias": normal(routes, channels),
     }
+    if rank:
+        tensors["dt_weight"] = normal(routes, channels, rank) * rank**-0.5
     return {name: tensor.requires_grad_(grad) for name, tensor in tensors.items()}
 
 
@@ -68,7 +71,8 @@ def test_any_shape_and_table(backend: str, data: st.DataObject) -> None:
     batch, routes = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
     length, channels = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 20))
     d_state = data.draw(st.sampled_from([1, 2, 4, 8, 16]))
-    inputs = make(batch, length, routes, channels, d_state, shared_u=data.draw(st.booleans()))
+    rank = data.draw(st.sampled_from([0, 0, 1, 3, 8, 17]))
+    inputs = make(batch, length, routes, channels, d_state, shared_u=data.draw(st.booleans()), rank=rank)
     for name in ("D", "bias"):
         if data.draw(st.booleans()):
             inputs[name] = None
@@ -88,6 +92,8 @@ def test_any_shape_and_table(backend: str, data: st.DataObject) -> None:
     if not options["softplus"]:
         inputs["delta"] = inputs["delta"].detach().abs().mul(0.3).requires_grad_()
         inputs["bias"] = None
+        if rank:
+            inputs["dt_weight"] = inputs["dt_weight"].detach().abs().requires_grad_()
     assert_like_reference(backend, inputs, **options)
 
 
@@ -274,6 +280,20 @@ def test_selective_scan_follows_mamba_ssm(backend: str, groups: int | str | None
     [
         ({"u": torch.randn(2, 17, 2, 5)}, ValueError, r"u must be \(B, L, 1 or 3, 5\)"),
         ({"delta": torch.randn(2, 17, 3, 4)}, ValueError, r"delta must be \(2, 17, 3, 5\)"),
+        (
+            {"delta": torch.randn(2, 17, 3, 5), "dt_weight": torch.randn(3, 5, 2)},
+            ValueError,
+            r"delta must be \(2, 17, 3, 2\)",
+        ),
+        (
+            {"dt_weight": torch.randn(3, 4, 2)},
+            ValueError,
+            r"dt_weight must be \(3, 5, R\), R at least 1, got \(3, 4, 2\)",
+        ),
+        ({"dt_weight": torch.randn(3, 5, 0)}, ValueError, "R at least 1"),
+        ({"dt_weight": torch.randn(3, 5)}, ValueError, r"dt_weight must be \(3, 5, R\)"),
+        ({"dt_weight": torch.ones(3, 5, 2, dtype=torch.long)}, TypeError, "dt_weight must be floating point"),
+        ({"dt_weight": torch.randn(3, 5, 2, device="meta")}, ValueError, "dt_weight is on meta but u is on cpu"),
         ({"B": torch.randn(2, 17, 3, 9)}, ValueError, r"B must be \(2, 17, 3, 4\)"),
         ({"A": torch.randn(3, 5)}, ValueError, r"A must be \(K, D, N\)"),
         ({"D": torch.randn(5)}, ValueError, r"D must be \(3, 5\)"),

@@ -31,6 +31,15 @@ pytestmark = pytest.mark.skipif(not CUOBJDUMP.exists(), reason="this Triton come
 # at N = 64 is the worst case.
 FORWARD_CAP = {1: 96, 4: 128, 16: 192, 64: 216}
 BACKWARD_CAP = {1: 96, 4: 192, 16: 248, 64: 255}
+# And with dt's projection inside; N = 1 and 16 are what published models run.
+PROJECTING_CAP = {
+    (torch.bfloat16, 1): 168,
+    (torch.float32, 1): 208,
+    (torch.bfloat16, 16): 168,
+    (torch.float32, 16): 248,
+}
+# VMamba's stages; SegMamba's, Vim-T and MambaIR, Vim-S.
+RANKS = [*((1, rank) for rank in (6, 12, 24, 48)), *((16, rank) for rank in (3, 6, 12, 24))]
 VARIANTS = {
     "no table": {"table": False},
     "states": {"states": True},
@@ -59,6 +68,15 @@ def check(launches: list[Launch], capability: int, cap: int) -> None:
 def test_scan(backward: bool, dtype: torch.dtype, d_state: int, capability: int) -> None:
     cap = (BACKWARD_CAP if backward else FORWARD_CAP)[d_state]
     check(scan_launches(dtype, d_state, backward=backward), capability, cap)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("d_state", "rank"), RANKS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_scan_that_projects(dtype: torch.dtype, d_state: int, rank: int, capability: int) -> None:
+    launches = scan_launches(dtype, d_state, backward=False, rank=rank, parallel=rank in (12, 24))
+    check(launches, capability, PROJECTING_CAP[dtype, d_state])
 
 
 @pytest.mark.slow
@@ -123,6 +141,23 @@ def test_instructions_are_those_of_the_plan(d_state: int, capability: int) -> No
     assert found["SHFL"] <= 2 * d_state + 8  # dB and dC over channels; one by one they would take 10 d_state
     assert found["LDG"] <= 14
     assert found["STG"] <= 4  # du, ddelta, dB and dC, a state parked every U steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("d_state", "rank"), RANKS)
+def test_instructions_of_a_projection(d_state: int, rank: int, capability: int) -> None:
+    """Tensor cores do it: 2048 multiply-adds an instruction, R padded to a power of two from 16 on and the steps of a group to 8;
+    a thread loads its share of the (R, U) numbers and at most their positions, and no exponential is added."""
+    (before,) = scan_launches(torch.bfloat16, d_state, backward=False)
+    (launch,) = scan_launches(torch.bfloat16, d_state, backward=False, rank=rank)
+    plain, projecting = (compile_launch(x, capability).instructions for x in (before, launch))
+    block, group, padded = (launch.arguments[key] for key in ("BD", "U", "R"))
+    assert projecting["HMMA"] == block * padded * max(group, 8) / 2048 / group
+    assert projecting["MUFU"] == plain["MUFU"]
+    assert projecting["STG"] == plain["STG"]
+    assert projecting["LDG"] <= plain["LDG"] - 1 + padded / 32 + 1
+    assert projecting["SHFL"] <= plain["SHFL"] + 1
 
 
 def test_every_state_size_has_a_configuration() -> None:

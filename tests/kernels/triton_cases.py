@@ -5,7 +5,7 @@ The interpreter must be chosen before Triton decorates the kernels, so `test_tri
 file in a process of its own with TRITON_INTERPRET=1; `test_triton_gpu.py` imports it and runs the same cases,
 and larger ones, on a GPU.
 
-Legend: B batch, L positions, Ku 1 or K, K routes, D channels, N state, T steps, W taps.
+Legend: B batch, L positions, Ku 1 or K, K routes, D channels, N state, R rank of dt's projection, T steps, W taps.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Scan:
     mark: bool = False  # zero by marks, as large outputs do, and not beforehand
     segment: int = 0
     phase: int = 0
+    R: int = 0  # project delta from so many numbers; 0 for none
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,26 @@ SCANS = [
     Scan("bfloat16, apart", dtype="bfloat16", N=4, merge="none", table="padded"),
     Scan("float16", dtype="float16", N=2, K=4),
     Scan("mixed", dtype="mixed", N=4, K=2),
+    *(
+        Scan(f"rank {r}, state {n}", R=r, N=n, L=9, D=35 if n == 1 else 9)
+        for r, n in ((1, 1), (6, 1), (12, 16), (16, 2), (3, 4), (24, 8), (17, 32), (5, 64), (48, 1), (64, 1))
+    ),
+    Scan("rank 3, no table", R=3, table=None, N=1, L=11, K=1),
+    Scan("rank 3, one position", R=3, L=1, D=1, N=1, K=1),
+    Scan("rank 7, padded per image", R=7, B=2, table="padded", per_image=True, N=1, states=True),
+    Scan("rank 3, subset, own u, apart", R=3, table="subset", Ku=2, merge="none", N=2, states=True),
+    Scan("rank 3, strided", R=3, strided=True, Ku=2, B=2, N=4),
+    Scan("rank 3, plain", R=3, skip=False, bias=False, softplus=False, N=1),
+    Scan("rank 3, chunks", R=3, L=41, B=2, K=1, D=3, N=2, split=False),
+    Scan("rank 20, parallel chunks", R=20, L=70, K=1, D=3, N=2, split=True, table="padded"),
+    Scan("rank 3, segments, parallel chunks", R=3, L=70, K=1, D=3, N=2, segment=5, phase=2, split=True),
+    Scan("rank 3, no image", R=3, B=0),
+    Scan("rank 3, no step", R=3, table="empty", N=1),
+    Scan("rank 3, marks", R=3, mark=True, N=2, L=7, table="subset", D=65),
+    Scan("rank 6, bfloat16", R=6, dtype="bfloat16", N=1, L=11, K=4),
+    Scan("rank 12, bfloat16, state 16", R=12, dtype="bfloat16", N=16, L=17, K=2, Ku=2),
+    Scan("rank 5, float16", R=5, dtype="float16", N=2, K=4),
+    Scan("rank 5, mixed", R=5, dtype="mixed", N=4, K=2),
 ]
 
 CONVS = [
@@ -347,8 +368,14 @@ def scan_inputs(case: Scan, device: str) -> tuple[dict[str, Tensor | None], Tens
         "D": torch.randn(K, D) if case.skip else None,
         "bias": torch.randn(K, D) * 0.3 if case.bias else None,
     }
+    if case.R:  # the weight rounded as the kernels round it, in float32
+        weight = torch.randn(K, D, case.R) * case.R**-0.5
+        values["delta"] = torch.randn(case.B, case.L, K, case.R).to(kinds[1])
+        values["dt_weight"] = weight.to(kinds[1]).float()
     if not case.softplus:
         values["delta"] = values["delta"].abs() * 0.3
+        if case.R:
+            values["dt_weight"] = values["dt_weight"].abs()
     values = {k: v if v is None else v.to(device) for k, v in values.items()}
     if case.strided:
         values = {k: _spread(v) if k in ("u", "delta", "B", "C") else v for k, v in values.items()}
@@ -407,7 +434,10 @@ def run_scan(case: Scan, device: str) -> dict[str, object]:
     values, order = scan_inputs(case, device)
     doubles = {k: v if v is None else v.double().requires_grad_() for k, v in values.items()}
     segments = (case.segment, case.phase)
-    y, states, steps = oracle_scan(*doubles.values(), order, case.softplus, case.merge, *segments)
+    whole = dict(doubles)
+    if case.R:
+        whole["delta"] = torch.einsum("blkr,kdr->blkd", doubles["delta"], whole.pop("dt_weight"))
+    y, states, steps = oracle_scan(*whole.values(), order, case.softplus, case.merge, *segments)
     grad_y = torch.randn(y.shape, device=device).to(values["u"].dtype)
     grad_states = torch.randn(states.shape, device=device) if case.states else None
     if case.strided and case.merge == "sum":
@@ -417,7 +447,7 @@ def run_scan(case: Scan, device: str) -> dict[str, object]:
     grads = torch.autograd.grad(loss, leaves.values(), allow_unused=True, materialize_grads=True)
     grads = dict(zip(leaves, grads, strict=True))
     want = {"y": y.detach(), "states": states.detach() if case.states else torch.empty(0)}
-    want |= {f"d{k}": grads.get(k) for k in INPUTS}
+    want |= {f"d{k}": grads.get(k) for k in values}
     last = [min(end, steps.shape[2]) - 1 for end in range(scan.CHUNK, steps.shape[2] + scan.CHUNK, scan.CHUNK)]
     want["checkpoints"] = steps[:, :, last].detach()
 
@@ -426,18 +456,17 @@ def run_scan(case: Scan, device: str) -> dict[str, object]:
         settings |= chunks_in_parallel(case.split)
     if case.mark:
         settings |= {(memory, "LARGE"): 0}
+    inputs = (*(values[k] for k in INPUTS), order, case.softplus, case.merge)
+    weight = (values["dt_weight"],) if case.R else ()
     with changed(settings):
-        got_y, checkpoints, got_states = scan.routed_scan_forward(
-            *values.values(), order, case.softplus, case.merge, True, case.states, *segments
-        )
-        only_y, none, none_too = scan.routed_scan_forward(
-            *values.values(), order, case.softplus, case.merge, False, False, *segments
-        )
-        got_grads = scan.routed_scan_backward(
-            grad_y, grad_states, *values.values(), order, case.softplus, case.merge, checkpoints, *segments
-        )
+        got_y, checkpoints, got_states = scan.routed_scan_forward(*inputs, True, case.states, *segments, *weight)
+        only_y, none, none_too = scan.routed_scan_forward(*inputs, False, False, *segments, *weight)
+        if case.R:
+            got_grads = operator_gradients(grad_y, grad_states, values, inputs[7:], segments)
+        else:
+            got_grads = scan.routed_scan_backward(grad_y, grad_states, *inputs, checkpoints, *segments)
     got = {"y": got_y, "states": got_states, "checkpoints": checkpoints} | {
-        f"d{k}": g for k, g in zip(INPUTS, got_grads, strict=True)
+        f"d{k}": g for k, g in zip(values, got_grads, strict=True)
     }
     rounded = {"y": str(values["u"].dtype), "states": "torch.float32", "checkpoints": "torch.float32"}
     rounded |= {f"d{k}": str(v.dtype) for k, v in values.items() if v is not None}
@@ -449,6 +478,21 @@ def run_scan(case: Scan, device: str) -> dict[str, object]:
         0.0 if torch.equal(only_y, got_y) and not none.numel() + none_too.numel() else torch.inf
     )
     return result
+
+
+def operator_gradients(
+    grad_y: Tensor, grad_states: Tensor | None, values: dict[str, Tensor | None], options: tuple[Any, ...],
+    segments: tuple[int, int],
+) -> list[Tensor | None]:  # fmt: skip
+    """The gradients through the custom operator, which multiplies those of the projection's factors by itself."""
+    leaves = {k: v if v is None else v.detach().requires_grad_() for k, v in values.items()}
+    kept = (True, grad_states is not None, "triton")
+    inputs = (*(leaves[k] for k in INPUTS), *options, *kept, *segments, leaves["dt_weight"])
+    y, _, states = torch.ops.visionssm.routed_scan(*inputs)
+    outputs, grads = ([y], [grad_y]) if grad_states is None else ([y, states], [grad_y, grad_states])
+    present = [v for v in leaves.values() if v is not None]
+    found = iter(torch.autograd.grad(outputs, present, grads))
+    return [None if v is None else next(found) for v in leaves.values()]
 
 
 def run_conv(case: Conv, device: str) -> dict[str, object]:

@@ -166,9 +166,10 @@ def scan_launches(
     aligned: bool = True,
     large: bool = False,
     segment: int = 0,
+    rank: int = 0,
 ) -> list[Launch]:
     """What a routed scan of two routes launches. Not `aligned`: B and C lie side by side behind an odd column;
-    `large`: with marks."""
+    `large`: with marks; `rank`: dt is projected from so many columns, which lie before B and C, with a float32 weight."""
     from tests.kernels.triton_cases import changed, chunks_in_parallel
     from visionssm_kernels.triton import memory, scan
 
@@ -176,6 +177,10 @@ def scan_launches(
     u = torch.zeros(batch, length, 1, dim, dtype=dtype)
     delta = torch.zeros(batch, length, routes, dim, dtype=dtype)
     packed = torch.zeros(batch, length, routes, 2 * d_state + 1, dtype=dtype)
+    weight = None
+    if rank:
+        delta = torch.zeros(batch, length, routes, rank + 2 * d_state, dtype=dtype)[..., :rank]
+        weight = torch.zeros(routes, dim, rank)
     B, C = packed[..., 1 : d_state + 1], packed[..., d_state + 1 :]
     if aligned:
         B, C = B.contiguous(), C.contiguous()
@@ -189,7 +194,7 @@ def scan_launches(
             grad_states = torch.zeros(batch, length, routes, dim, d_state) if states else None
             scan.routed_scan_backward(u[:, :, 0], grad_states, *inputs, checkpoints, segment)
         else:
-            scan.routed_scan_forward(*inputs, True, states, segment)
+            scan.routed_scan_forward(*inputs, True, states, segment, 0, weight)
     return launches
 
 
@@ -257,6 +262,9 @@ def every_launch() -> Iterator[tuple[str, Launch]]:
         for d_state in (1, 2, 4, 8, 16, 32, 64):
             for launch in scan_launches(half, d_state, backward=backward, parallel=d_state in (1, 16)):
                 yield f"N={d_state}", launch
+        for d_state, rank in ((1, 6), (1, 48), (16, 12), (16, 24)) if not backward else ():
+            for launch in scan_launches(half, d_state, backward=False, rank=rank):
+                yield f"N={d_state} R={rank}", launch
         for d_state in (1, 16):
             for launch in wave_launches(half, d_state, backward=backward):
                 yield f"N={d_state}", launch
@@ -272,7 +280,7 @@ def main() -> None:
     """A line for every kernel and compute capability, each once."""
     print(
         "kernel".ljust(24),
-        "case".ljust(8),
+        "case".ljust(10),
         "  sm",
         "registers",
         "stack",
@@ -288,7 +296,7 @@ def main() -> None:
             unit = unit if work(launch) != 1 or "U" in launch.arguments else "pass"
             counts = (f"{found.instructions[key]:.4g}".rjust(4) for key in COUNTED)
             numbers = (str(x).rjust(6) for x in (found.registers, found.stack, found.shared))
-            print(name.ljust(24), case.ljust(8), f"  {capability}", *numbers, *counts, unit, sep="  ", flush=True)
+            print(name.ljust(24), case.ljust(10), f"  {capability}", *numbers, *counts, unit, sep="  ", flush=True)
 
 
 if __name__ == "__main__":

@@ -59,13 +59,13 @@ def why_not(device: torch.device, dtype: torch.dtype, d_state: int) -> str | Non
 def routed_scan_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
     order: Tensor | None, softplus: bool, merge: str, save_checkpoints: bool, save_states: bool,
-    segment: int = 0, phase: int = 0,
+    segment: int = 0, phase: int = 0, dt_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(y, checkpoints, states); see `scan.routed_scan_forward`."""
     from . import scan
 
     return scan.routed_scan_forward(
-        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, segment, phase
+        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, segment, phase, dt_weight
     )
 
 

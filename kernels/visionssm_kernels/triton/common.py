@@ -1,9 +1,10 @@
 """Small device functions shared by the Triton kernels.
 
-Legend: N state, BD channels of one block, U steps loaded together. Tiles are (N, BD), rows are (BD,).
+Legend: N state, R rank of dt's projection, BD channels of one block, U steps loaded together. Tiles are (N, BD), rows are (BD,).
 Positions are int64, because position x stride overruns int32 on large volumes; -1 is a step without a token.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -11,6 +12,19 @@ import triton.language as tl
 SIZES = ("L", "T", "batch", "chunks", "segment", "phase")
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+_HALVES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def product_type(dtype: torch.dtype) -> tl.dtype:
+    """The dtype in which tensor cores multiply numbers of `dtype`; the interpreter has no product of bfloat16."""
+    return tl.float32 if triton.knobs.runtime.interpret else _HALVES.get(dtype, tl.float32)
+
+
+@triton.jit
+def product(left, right, TYPE: tl.constexpr):
+    """A product of matrices, added up in float32; float32 itself takes three passes of TF32."""
+    return tl.dot(left.to(TYPE), right.to(TYPE), input_precision="tf32x3")
 
 
 @triton.jit
@@ -73,6 +87,38 @@ def load_rows(pointer, positions, stride, offsets, mask, U: tl.constexpr):
     rows = ()
     for i in tl.static_range(U):
         rows = rows + (tl.load(pointer + positions[i] * stride + offsets, mask=mask & (positions[i] >= 0), other=0.0),)
+    return rows
+
+
+@triton.jit
+def load_weight(dt_weight, channels, rank, inside, R: tl.constexpr, dtype):
+    """The (BD, R) part of `dt_weight` that belongs to rows `channels`, zeros past `rank`, rounded to `dtype`."""
+    r = tl.arange(0, R)[None, :]
+    at = dt_weight + channels[:, None] * rank + r
+    return tl.load(at, mask=inside[:, None] & (r < rank), other=0.0).to(dtype)
+
+
+@triton.jit
+def project_rows(low, weight, order, t, T, stride, rank, U: tl.constexpr, R: tl.constexpr, HALVINGS: tl.constexpr,
+                 TYPE: tl.constexpr):  # fmt: skip
+    """U rows weight @ low[position] of the steps from t on, zeros where there is no token: one product for all U, taken apart.
+
+    2^HALVINGS is U.
+    """
+    BD: tl.constexpr = weight.shape[0]
+    positions = load_position(order, t + tl.arange(0, U), T)[None, :]
+    r = tl.arange(0, R)[:, None]
+    columns = tl.load(low + positions * stride + r, mask=(positions >= 0) & (r < rank), other=0.0)
+    parts = (tl.trans(product(weight, columns, TYPE)),)
+    for i in tl.static_range(HALVINGS):
+        halves = ()
+        for j in tl.static_range(1 << i):
+            pairs = tl.permute(tl.reshape(parts[j], (2, U >> (i + 1), BD)), (1, 2, 0))
+            halves = halves + tl.split(pairs)
+        parts = halves
+    rows = ()
+    for i in tl.static_range(U):
+        rows = rows + (tl.reshape(parts[i], (BD,)),)
     return rows
 
 

@@ -1,6 +1,7 @@
 """Launches of the routed scan: buffers and grids.
 
-Legend: B batch, L positions, Ku 1 or K, K routes, D channels, N state, T steps, chunks = ceil(T / CHUNK).
+Legend: B batch, L positions, Ku 1 or K, K routes, D channels, N state, R rank of dt's projection, T steps,
+chunks = ceil(T / CHUNK).
 Everything is decided from shapes: no measurement at the first call, no copy to the host, so a call can be
 captured in a CUDA graph.
 """
@@ -12,6 +13,7 @@ import triton
 from torch import Tensor
 
 from . import CHUNK
+from .common import product_type
 from .memory import clear_unvisited, image_buffer, on_device, row_strides, table_strides, unit_rows, vector_rows
 from .scan_backward import chunk_carry_kernel, scan_backward_kernel
 from .scan_forward import chunk_pass_kernel, chunk_state_kernel, scan_forward_kernel
@@ -37,9 +39,9 @@ def _route_dtype(u: Tensor, routes: int) -> torch.dtype:
 def routed_scan_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None,
     order: Tensor | None, softplus: bool, merge: str, save_checkpoints: bool, save_states: bool,
-    segment: int = 0, phase: int = 0,
+    segment: int = 0, phase: int = 0, dt_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `visionssm_kernels.routed_scan`.
+    """See `visionssm_kernels.routed_scan`; with `dt_weight` (K, D, R) no delta is ever in memory.
 
     Returns:
         y (B, L, D) or (B, L, K, D) of u's dtype; checkpoints float32 (B, K, chunks, D, N), the states after
@@ -47,8 +49,9 @@ def routed_scan_forward(
         torch.empty(0).
     """
     u, delta, order, B, C = *(unit_rows(x) for x in (u, delta, order)), vector_rows(B), vector_rows(C)
-    A, D, bias = (x if x is None else x.contiguous() for x in (A, D, bias))
-    (batch, length, routes, dim), d_state = delta.shape, A.shape[-1]
+    A, D, bias, dt_weight = (x if x is None else x.contiguous() for x in (A, D, bias, dt_weight))
+    (batch, length), (routes, dim, d_state) = u.shape[:2], A.shape
+    rank = 0 if dt_weight is None else dt_weight.shape[-1]
     steps = length if order is None else order.shape[-1]
     chunks = triton.cdiv(steps, CHUNK)
     block, group, limit = table_for(u.device).scan[d_state]
@@ -65,12 +68,14 @@ def routed_scan_forward(
     if y.numel() and steps:
         u_strides, delta_strides, B_strides, C_strides = (row_strides(x, routes) for x in (u, delta, B, C))
         fixed = {"N": d_state, "BD": block, "U": group, "CHUNK": CHUNK, "SOFTPLUS": softplus, "RESTARTS": segment > 0}
-        fixed |= {"num_warps": 1, "maxnreg": limit}
+        fixed |= {"R": max(16, triton.next_power_of_2(rank)), "HALVINGS": group.bit_length() - 1}
+        fixed |= {"TYPE": product_type(delta.dtype), "num_warps": 1, "maxnreg": limit}
         with on_device(u):
             if split:
                 dt_sums = torch.empty((batch, routes, chunks, dim), **floats)
                 chunk_state_kernel[grid * chunks,](
-                    u, delta, A, B, bias, order, checkpoints, dt_sums, steps, dim, routes, chunks, segment, phase,
+                    u, delta, dt_weight, A, B, bias, order, checkpoints, dt_sums, steps, dim, rank, routes, chunks,
+                    segment, phase,
                     *u_strides, *delta_strides, *B_strides, *table_strides(order), **fixed,
                 )  # fmt: skip
                 chunk_pass_kernel[grid,](
@@ -86,7 +91,7 @@ def routed_scan_forward(
                     num_warps=1,
                 )
             scan_forward_kernel[grid * (chunks if split else 1),](
-                u, delta, A, B, C, D, bias, order, y, checkpoints, states, length, steps, dim, routes, chunks,
+                u, delta, dt_weight, A, B, C, D, bias, order, y, checkpoints, states, length, steps, dim, rank, routes, chunks,
                 segment, phase,
                 *u_strides, *delta_strides, *B_strides, *C_strides, *table_strides(order), SPLIT=split, **fixed,
             )  # fmt: skip

@@ -3,9 +3,10 @@
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t        y_t = C_t . h_t + D u_t        dt = softplus(delta + bias)
 
 Step t of route k reads u, delta, B, C at position order[k, t] and writes y there; nothing is permuted in memory.
+With `dt_weight` W (K, D, R), `delta` holds rows of R numbers and a step's delta is W @ its row.
 
-Legend: B batch, L positions, D channels, N state, K routes, T steps, BD channels of a block, U steps loaded
-together, CHUNK steps between checkpoints.
+Legend: B batch, L positions, D channels, N state, K routes, T steps, R rank padded to a power of two from 16 on, BD channels
+of a block, U steps loaded together, CHUNK steps between checkpoints.
 Layout: one warp owns (batch, route, BD channels). Its state is an (N, BD) float32 tile in registers; rows of
 u, delta and y are coalesced over channels, rows of B and C are broadcast over them. exp(dt A) is one exp2, for
 A is multiplied by log2(e) once.
@@ -13,21 +14,48 @@ Cost per step and channel, in bytes: u + delta + y + (B + C) 2 N / BD; in expone
 hidden by U steps of loads in flight and by the other warps. Where batch x routes x blocks is too small to fill
 the device, chunks run in parallel: every chunk's end state from a zero start, a pass over chunks (the decay of
 a chunk needs only the sum of its dt), then every chunk from its true start.
+With `dt_weight`, R / BD values are read per step and channel in place of the one of delta, and a (BD, R) by (R, U) product on
+tensor cores gives the deltas of U steps: BD R / 2048 of their instructions per step with U = 8, six times as many in float32. W
+lies in shared memory meanwhile. One by one, R multiply-adds would double a step's instructions at R = 48.
 """
 
 import triton
 import triton.language as tl
 
-from .common import LOG2_E, SIZES, advance, decay_steps, load_channels, load_positions, load_rows, step_sizes
+from .common import (
+    LOG2_E,
+    SIZES,
+    advance,
+    decay_steps,
+    load_channels,
+    load_positions,
+    load_rows,
+    load_weight,
+    project_rows,
+    step_sizes,
+)
+
+
+@triton.jit
+def load_deltas(
+    delta, weight, order, positions, t, T, stride, rank, d, inside,
+    U: tl.constexpr, R: tl.constexpr, HALVINGS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """U rows of delta, read or projected."""
+    if weight is None:
+        rows = load_rows(delta, positions, stride, d, inside, U)
+    else:  # the compiler reads what follows a return, too
+        rows = project_rows(delta, weight, order, t, T, stride, rank, U, R, HALVINGS, TYPE)
+    return rows
 
 
 @triton.jit(do_not_specialize=SIZES)
 def scan_forward_kernel(
-    u, delta, A, B, C, D, bias, order, y, checkpoints, states,
-    L, T, dim, routes, chunks, segment, phase,
+    u, delta, dt_weight, A, B, C, D, bias, order, y, checkpoints, states,
+    L, T, dim, rank, routes, chunks, segment, phase,
     u_b, u_l, u_k, delta_b, delta_l, delta_k, B_b, B_l, B_k, C_b, C_l, C_k, order_b, order_k,
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
-    RESTARTS: tl.constexpr, SPLIT: tl.constexpr,
+    RESTARTS: tl.constexpr, R: tl.constexpr, HALVINGS: tl.constexpr, TYPE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch x routes x blocks x (chunks if SPLIT else 1)). With SPLIT, checkpoints are read: they must be final."""
     blocks = tl.cdiv(dim, BD)
@@ -52,6 +80,9 @@ def scan_forward_kernel(
     decay_rate = tl.load(A + k * dim * N + tile, mask=tile_inside, other=0.0) * LOG2_E
     skip = load_channels(D, k * dim + d, inside)
     shift = load_channels(bias, k * dim + d, inside)
+    weight = None
+    if dt_weight is not None:
+        weight = load_weight(dt_weight, k * dim + d, rank, inside, R, delta.dtype.element_ty)
 
     h = tl.zeros((N, BD), tl.float32)
     first = 0
@@ -66,7 +97,7 @@ def scan_forward_kernel(
         for t in range(c * CHUNK, tl.minimum((c + 1) * CHUNK, T), U):
             positions = load_positions(order, t, T, U)
             us = load_rows(u, positions, u_l, d, inside, U)
-            deltas = load_rows(delta, positions, delta_l, d, inside, U)
+            deltas = load_deltas(delta, weight, order, positions, t, T, delta_l, rank, d, inside, U, R, HALVINGS, TYPE)
             Bs = load_rows(B, positions, B_l, n, tile_inside, U)
             Cs = load_rows(C, positions, C_l, n, tile_inside, U)
             dts = step_sizes(deltas, shift, t, T, U, SOFTPLUS)
@@ -85,11 +116,11 @@ def scan_forward_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def chunk_state_kernel(
-    u, delta, A, B, bias, order, checkpoints, dt_sums,
-    T, dim, routes, chunks, segment, phase,
+    u, delta, dt_weight, A, B, bias, order, checkpoints, dt_sums,
+    T, dim, rank, routes, chunks, segment, phase,
     u_b, u_l, u_k, delta_b, delta_l, delta_k, B_b, B_l, B_k, order_b, order_k,
     N: tl.constexpr, BD: tl.constexpr, U: tl.constexpr, CHUNK: tl.constexpr, SOFTPLUS: tl.constexpr,
-    RESTARTS: tl.constexpr,
+    RESTARTS: tl.constexpr, R: tl.constexpr, HALVINGS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """End state of every chunk from a zero start, and its sum of dt (B, K, chunks, D). Grid (batch x routes x
     blocks x chunks)."""
@@ -111,13 +142,16 @@ def chunk_state_kernel(
         order += b * order_b + k * order_k
     decay_rate = tl.load(A + k * dim * N + tile, mask=tile_inside, other=0.0) * LOG2_E
     shift = load_channels(bias, k * dim + d, inside)
+    weight = None
+    if dt_weight is not None:
+        weight = load_weight(dt_weight, k * dim + d, rank, inside, R, delta.dtype.element_ty)
 
     h = tl.zeros((N, BD), tl.float32)
     dt_sum = tl.zeros((BD,), tl.float32)
     for t in range(c * CHUNK, tl.minimum((c + 1) * CHUNK, T), U):
         positions = load_positions(order, t, T, U)
         us = load_rows(u, positions, u_l, d, inside, U)
-        deltas = load_rows(delta, positions, delta_l, d, inside, U)
+        deltas = load_deltas(delta, weight, order, positions, t, T, delta_l, rank, d, inside, U, R, HALVINGS, TYPE)
         Bs = load_rows(B, positions, B_l, n, tile_inside, U)
         dts = step_sizes(deltas, shift, t, T, U, SOFTPLUS)
         spans = decay_steps(dts, t, T, segment, phase, U, RESTARTS)

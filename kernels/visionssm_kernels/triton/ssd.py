@@ -23,19 +23,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import exp
+from .common import exp, product, product_type
 from .memory import on_device
 
 __all__ = ["CHUNK", "backward", "forward"]
 
 CHUNK = 32
-HALVES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 SIZES = ("length", "chunks")
-
-
-@triton.jit
-def product(left, right, TYPE: tl.constexpr):
-    return tl.dot(left.to(TYPE), right.to(TYPE), input_precision="tf32x3")
 
 
 @triton.jit
@@ -190,10 +184,8 @@ def gradient_kernel(
 def _sizes(x: Tensor, B: Tensor) -> tuple[int, dict[str, int]]:
     """Chunks, and the sizes of tiles: powers of two that tensor cores take."""
     tiles = {"NN": max(16, triton.next_power_of_2(B.shape[3])), "PP": max(16, triton.next_power_of_2(x.shape[3]))}
-    # the interpreter has no product of bfloat16
-    kind = tl.float32 if triton.knobs.runtime.interpret or x.dtype == torch.float32 else HALVES[x.dtype]
     warps = min(16, max(4, tiles["NN"] * tiles["PP"] // 512))
-    return triton.cdiv(x.shape[1], CHUNK), {"Q": CHUNK, "TYPE": kind, **tiles, "num_warps": warps}
+    return triton.cdiv(x.shape[1], CHUNK), {"Q": CHUNK, "TYPE": product_type(x.dtype), **tiles, "num_warps": warps}
 
 
 def _states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, backward: bool) -> Tensor:
