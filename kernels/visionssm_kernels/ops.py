@@ -126,8 +126,8 @@ def routed_scan(
     _require(segment >= 0 and phase >= 0, f"segment and phase must not be negative, got {segment} and {phase}")
     A, D, bias, dt_weight = _single(A), _single(D), _single(bias), _single(dt_weight)
     device, d_state = str(u.device), A.shape[-1]
-    name = resolve(backend, device, _widest(u, delta, B, C, A, *(() if dt_weight is None else (dt_weight,))), d_state)
-    delta, dt_weight = _projected(name, delta, dt_weight)
+    name = resolve(backend, device, _widest(u, delta, B, C, A, dt_weight), d_state)
+    delta, weights = _projected(name, delta, dt_weight)
     if name in _PLAIN_TORCH:
         steps = u.shape[1] if order is None else order.shape[-1]
         if not torch.compiler.is_compiling():
@@ -135,34 +135,18 @@ def routed_scan(
         y, states = _PLAIN_TORCH[name].routed_scan(
             u, delta, A, B, C, D, bias, order, softplus, merge, return_states, segment, phase
         )
-    elif is_plain_inference(u, delta, A, B, C, D, bias, order, dt_weight):
+    elif is_plain_inference(u, delta, A, B, C, D, bias, order, *weights):
         inputs = (u, delta, A, B, C, D, bias, order)
         y, _, states = module_of(name).routed_scan_forward(
-            *inputs, softplus, merge, False, return_states, segment, phase, *(() if dt_weight is None else (dt_weight,))
+            *inputs, softplus, merge, False, return_states, segment, phase, *weights
         )
     else:
         # an exported program must not hold a size that chunks decide; its backward would run the forward again
         needs_grad = torch.is_grad_enabled() and not torch.compiler.is_exporting()
-        needs_grad = needs_grad and any(
-            t is not None and t.requires_grad for t in (u, delta, A, B, C, D, bias, dt_weight)
-        )
+        tensors = (u, delta, A, B, C, D, bias)
+        needs_grad = needs_grad and any(t is not None and t.requires_grad for t in (*tensors, *weights))
         y, _, states = torch.ops.visionssm.routed_scan(
-            u,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            bias,
-            order,
-            softplus,
-            merge,
-            needs_grad,
-            return_states,
-            name,
-            segment,
-            phase,
-            dt_weight,
+            *tensors, order, softplus, merge, needs_grad, return_states, name, segment, phase, *weights
         )
     if return_states:
         assert states is not None
@@ -318,9 +302,9 @@ def _single(x: Any) -> Any:
     return x.float() if x is not None and x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _widest(*tensors: Tensor) -> torch.dtype:
+def _widest(first: Tensor, *others: Tensor | None) -> torch.dtype:
     """What decides the implementation: float64 if anything is, else the first tensor's dtype."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else tensors[0].dtype
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in (first, *others)) else first.dtype
 
 
 def _check_floats(**tensors: Tensor | None) -> None:
@@ -415,11 +399,11 @@ def _check_order_range(order: Tensor, positions: int) -> None:
         _valid_orders[key] = order
 
 
-def _projected(name: str, delta: Tensor, dt_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """delta and dt_weight as a backend takes them: multiplied here where its scan does not."""
-    if dt_weight is None or projects(name, dt_weight.shape[-1]):
-        return delta, dt_weight
-    return project(delta, dt_weight), None
+def _projected(name: str, delta: Tensor, dt_weight: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """delta, and dt_weight as one argument more for a backend whose scan multiplies by it; for the others it is done here."""
+    if dt_weight is None:
+        return delta, ()
+    return (delta, (dt_weight,)) if projects(name, dt_weight.shape[-1]) else (project(delta, dt_weight), ())
 
 
 # --- custom operators -------------------------------------------------------------------------------------------
@@ -454,10 +438,9 @@ def _routed_scan(
     dt_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     name = resolve(backend, str(u.device), u.dtype, A.shape[-1])
-    delta, dt_weight = _projected(name, delta, dt_weight)
-    more = () if dt_weight is None else (dt_weight,)
+    delta, weights = _projected(name, delta, dt_weight)
     return _kernels(name, u, A.shape[-1]).routed_scan_forward(
-        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, segment, phase, *more
+        u, delta, A, B, C, D, bias, order, softplus, merge, save_checkpoints, save_states, segment, phase, *weights
     )
 
 
@@ -544,7 +527,9 @@ def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_state
             grad_y, grad_states, *inputs, checkpoints, backend, *segments
         )
         grads += [None if D is None else dD, None if bias is None else dbias]
-    ddelta, dweight = (dwhole, None) if dt_weight is None else project_backward(dwhole, delta, dt_weight)
+    if dt_weight is None:
+        return du, dwhole, *grads, *nothing[7:]
+    ddelta, dweight = project_backward(dwhole, delta, dt_weight)  # pyright: ignore
     return du, ddelta, *grads, *nothing[8:], dweight
 
 

@@ -1,7 +1,8 @@
 """What every mixer with parameters per route shares: x_proj, dt, A and D, and the scan that uses them.
 
 x_proj and dt_proj act per token, so they commute with any permutation: dt, B and C are computed once in image order for all
-routes, and the kernel does the reading in route order.
+routes, and the kernel does the reading in route order. Where the kernel multiplies by dt_proj faster than a product ahead of it,
+it is left to do so (`projects_in_scan`).
 
 Low-rank SS2D (DLRMamba, arXiv 2603.06920, equation 5; no code is published): the state transition is U V^T of rank r < N.
 The paper writes a constant dense matrix; here, as Mamba's transition is diagonal and depends on the token, it is
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from visionssm.layers import init_A_log, init_dt, project
 
-from .functional import add_step_inputs, decay_rate, project_routes, scan_routes, segment_of
+from .functional import add_step_inputs, decay_rate, project_routes, projects_in_scan, scan_routes, segment_of
 from .paths import scan_pieces
 
 __all__ = ["ScanCore"]
@@ -55,15 +56,18 @@ class RoutedScan(nn.Module):
         order_KT: Tensor | None,
         merge: str,
         pieces: Optional[List[Tensor]] = None,  # noqa: UP006, UP045
+        dt_weight_KDR: Optional[Tensor] = None,  # noqa: UP045
     ) -> Tensor:
-        """See `scan_routes`, or with pieces `scan_pieces`.
+        """See `scan_routes`, or with pieces, and then without a dt_weight, `scan_pieces`.
 
         A, D and the bias are parameters in float32 and stay so under autocast; so is the kernel's state.
         """
         A_KDN = decay_rate(A_log_KDN)
         if pieces is not None:
             return scan_pieces(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, pieces, merge, self.segment)
-        return scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, merge, self.segment)
+        return scan_routes(
+            u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, merge, self.segment, dt_weight_KDR
+        )
 
 
 class ScanCore(nn.Module):
@@ -100,6 +104,7 @@ class ScanCore(nn.Module):
         if low_rank is not None and not 1 <= low_rank <= d_state:
             raise ValueError(f"low_rank must be in 1..d_state = 1..{d_state}, or None, got {low_rank}")
         self.dims = (dt_rank, d_state, d_state)
+        self.local_scan = local_scan
         self.kernel = RoutedScan(segment_of(local_scan))
         self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), channels))
         self.dt_proj = nn.Parameter(torch.empty(routes, channels, dt_rank))
@@ -151,11 +156,16 @@ class ScanCore(nn.Module):
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
         if prompt_BLN is not None:
             C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
-        delta_BLKD = project_routes(dt_low, self.dt_proj)
         A_log, D, bias = self.A_log, self.D, self.dt_bias
         U_KNr, V_KNr = self.state_U, self.state_V
+        inside = False
+        if not torch.jit.is_scripting():
+            inside = U_KNr is None and pieces is None and self.local_scan is None
+            inside = inside and projects_in_scan(u_BLKD, self.dims[0], self.dims[1])
+        delta_BLKD = dt_low if inside else project_routes(dt_low, self.dt_proj)
+        dt_weight = self.dt_proj if inside else None
         if U_KNr is None or V_KNr is None:
-            return self.kernel(u_BLKD, delta_BLKD, A_log, B_BLKN, C_BLKN, D, bias, order_KT, merge, pieces)
+            return self.kernel(u_BLKD, delta_BLKD, A_log, B_BLKN, C_BLKN, D, bias, order_KT, merge, pieces, dt_weight)
         B_BLKr, C_BLKr = project_routes(B_BLKN, V_KNr.transpose(1, 2)), project_routes(C_BLKN, U_KNr.transpose(1, 2))
         y = self.kernel(u_BLKD, delta_BLKD, A_log, B_BLKr, C_BLKr, D, bias, order_KT, merge, pieces)
         outside_BLK = (C_BLKN * B_BLKN).sum(-1) - (C_BLKr * B_BLKr).sum(-1)

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor
+from torch.fx import Proxy
 
 from visionssm_kernels import fuse_states, locally_bidirectional_scan, norm_gate, route_conv, routed_scan
+from visionssm_kernels.backends import projects, resolve
 from visionssm_kernels.bidirectional import add_inputs, backward_routes
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "join_groups",
     "pad_to_slots",
     "project_routes",
+    "projects_in_scan",
     "scan_routes",
     "segment_of",
     "take_routes",
@@ -54,16 +57,18 @@ def scan_routes(
     order_KT: Tensor | None,
     merge: str,
     segment: int = -1,
+    dt_weight_KDR: Tensor | None = None,
 ) -> Tensor:
     """`visionssm_kernels.routed_scan` with softplus; merge "sum" -> (B, L, D), "none" -> (B, L, K, D).
 
+    With a weight `delta_BLKD` is (B, L, K, R): see `projects_in_scan`, which says when that may be.
     With a `segment` of `segment_of` that is not negative, `visionssm_kernels.locally_bidirectional_scan`.
     """
     if not torch.jit.is_scripting():
         inputs = (u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD)
         if segment >= 0:
             return locally_bidirectional_scan(*inputs, segment=segment, order=order_KT, merge=merge)  # pyright: ignore
-        return routed_scan(*inputs, order=order_KT, merge=merge)  # pyright: ignore
+        return routed_scan(*inputs, order=order_KT, merge=merge, dt_weight=dt_weight_KDR)  # pyright: ignore
     else:
         y = torch.ops.visionssm.routed_scan(
             u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, True, merge, False, False, "auto"
@@ -92,6 +97,25 @@ def scan_routes(
             )
             y = add_inputs(y, -(B_BLKN * C_BLKN).sum(-1), u_BLKD, delta_BLKD, bias_KD, order_KT)
         return y
+
+
+def projects_in_scan(u_BLKD: Tensor, rank: int, d_state: int) -> bool:
+    """Whether a scan is better given the R numbers from which dt is projected, and dt's weight, than delta itself.
+
+    In inference by the Triton kernels, which multiply as they scan: delta, K feature maps to be written and read again, is never
+    made. CPUs are faster with one product ahead of the scan. With gradients the backward would make delta again, which takes the
+    time that the forward saves. Graphs that other machines may run (FX, torch.export, TorchScript) hold the product.
+
+    Args:
+        u_BLKD: what is scanned.
+        rank: R.
+        d_state: N.
+    """
+    if isinstance(u_BLKD, Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return False
+    if not u_BLKD.is_cuda or torch.is_grad_enabled():
+        return False
+    return projects(resolve("auto", str(u_BLKD.device), u_BLKD.dtype, d_state), rank)
 
 
 def segment_of(local_scan: int | None) -> int:

@@ -23,6 +23,7 @@ from .functional import (
     join_groups,
     pad_to_slots,
     project_routes,
+    projects_in_scan,
     scan_routes,
     segment_of,
     take_routes,
@@ -134,15 +135,20 @@ class SequenceScan(nn.Module):
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
         if prompt_BLN is not None:
             C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
-        delta_BLKD = project_routes(dt_low, self.dt_proj)
+        inside = False
+        if not torch.jit.is_scripting():
+            inside = pieces is None and self.segment < 0 and projects_in_scan(u_BLKD, self.dims[0], self.dims[1])
+        delta_BLKD = dt_low if inside else project_routes(dt_low, self.dt_proj)
+        dt_weight = self.dt_proj if inside else None
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
         A_KDN = decay_rate(self.A_log)
         merge = "sum" if self.merge_in_kernel else "none"
         segment = self.segment
+        D, bias = self.D, self.dt_bias
         if pieces is not None:
-            y = scan_pieces(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, pieces, merge, segment)
+            y = scan_pieces(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D, bias, pieces, merge, segment)
         else:
-            y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge, segment)
+            y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D, bias, order_KT, merge, segment, dt_weight)
         if self.slots:
             y = y[:, : x_BLC.shape[1]]
         if self.added:  # before the gate, which is the same for all

@@ -1,0 +1,99 @@
+"""Where mixers leave dt's projection to the scan: in inference on CUDA devices alone, with the same result."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.tolerances import TOLERANCES
+from visionssm.mixers import ImageScan, SequenceScan, core, functional, sequence_scan
+from visionssm.mixers.functional import projects_in_scan
+from visionssm.mixers.schedule import layer_scans
+from visionssm_kernels import routed_scan
+
+RANK = 3
+
+
+def image_mixer(scan: str = "cross", **options: object) -> tuple[nn.Module, Tensor]:
+    mixer = ImageScan(12, scan=layer_scans(scan, 1, ndim=2)[0], d_inner=24, d_state=2, dt_rank=RANK, **options)
+    return mixer.eval(), torch.randn(2, 3, 5, 12)
+
+
+class Tokens(nn.Module):
+    """A sequence mixer without an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = SequenceScan(12, scan=None, d_inner=24, d_state=2, dt_rank=RANK)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        return self.mixer(x_BLC, None)
+
+
+def sequence_mixer() -> tuple[nn.Module, Tensor]:
+    return Tokens().eval(), torch.randn(2, 15, 12)
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The last sizes of delta in the scans that run."""
+    found: list[int] = []
+
+    def recorded(u: Tensor, delta: Tensor, *args: object, **options: object) -> object:
+        found.append(delta.shape[-1])
+        return routed_scan(u, delta, *args, **options)
+
+    monkeypatch.setattr(functional, "routed_scan", recorded)
+    return found
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it, and every scan that may project does."""
+
+    def set_it() -> None:
+        for module in (core, sequence_scan):
+            monkeypatch.setattr(module, "projects_in_scan", lambda *given: True)
+
+    return set_it
+
+
+@pytest.mark.parametrize("make", [image_mixer, sequence_mixer])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_scan_that_projects_gives_the_same(
+    make: Callable[[], tuple[nn.Module, Tensor]], compiled: bool, always: Callable[[], None], widths: list[int]
+) -> None:
+    mixer, x = make()
+    wanted = mixer(x)
+    assert widths == [24]  # on a CPU the product comes first
+    always()
+    run = torch.compile(mixer, fullgraph=True, backend="aot_eager") if compiled else mixer
+    torch.testing.assert_close(run(x), wanted, **TOLERANCES[torch.float32])
+    assert compiled or widths == [24, RANK]
+
+
+@pytest.mark.parametrize("options", [{"local_scan": 2}, {"low_rank": 1}, {"scan": "slices"}], ids=str)
+def test_scans_that_need_delta_itself_get_it(options: dict[str, object], always: Callable[[], None]) -> None:
+    mixer, x = image_mixer(**options)
+    wanted = mixer(x)
+    always()
+    assert torch.equal(mixer(x), wanted)
+
+
+def test_only_inference_of_the_triton_kernels_projects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "resolve", lambda *asked: "triton")
+    with FakeTensorMode():
+        there, here = (torch.empty(1, 4, 1, 8, device=device) for device in ("cuda", "cpu"))
+    with torch.no_grad():
+        assert projects_in_scan(there, 48, 16)
+        assert not projects_in_scan(here, 48, 16)
+        assert not projects_in_scan(there, 1000, 16)  # more than a warp holds
+        monkeypatch.setattr(functional, "resolve", lambda *asked: "chunked")
+        assert not projects_in_scan(there, 48, 16)
+        monkeypatch.setattr(functional, "resolve", lambda *asked: "triton")
+        monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+        assert not projects_in_scan(there, 48, 16)
+        monkeypatch.undo()
+    assert not projects_in_scan(there, 48, 16)
