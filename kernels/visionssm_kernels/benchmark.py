@@ -54,6 +54,11 @@ class Shape:
         return total
 
     @property
+    def rank(self) -> int:
+        """Of dt's projection in these models: a sixteenth of the block's width, which is half of D."""
+        return -(-self.channels // 32)
+
+    @property
     def exponentials(self) -> int:
         return self.batch * self.routes * self.channels * self.states * self.positions
 
@@ -297,7 +302,7 @@ def run_gpu(shapes: dict[str, Shape], device: torch.device, dtype: torch.dtype, 
     cases, size = {}, torch.empty(0, dtype=dtype).element_size()
     for name, shape in shapes.items():
         inputs, order = make_inputs(shape, dtype, device), make_routes(shape, device)
-        cases[name] = (inputs, order, shape.bytes(size), shape.exponentials)
+        cases[name] = benchmark_gpu.Case(inputs, order, shape.rank, shape.bytes(size), shape.exponentials)
     rates, rows = benchmark_gpu.run(cases, device, dtype, float(str(facts["copy_bytes_per_s"])), report)
     described = {name: asdict(shape) for name, shape in shapes.items()}
     return {"machine": facts | rates, "shapes": described, "timings": rows}

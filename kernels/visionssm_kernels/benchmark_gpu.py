@@ -5,6 +5,8 @@
                       up; the scan is mamba_ssm's CUDA kernel where that can be imported, else ours behind its signature
     mamba_ssm         that CUDA kernel alone, on copies made ahead of time; nothing is merged
     compiled          torch.compile of the plain-torch scan in chunks
+    product, triton   dt's projection as a matrix product, then ours: from rows of R numbers, as mixers have them
+    dt inside         ours given these rows and the weight (`dt_weight`): delta is never made in the forward
 
 delta, B and C are given to the peers in the order of their routes: their models compute them there. The floor of a shape is the
 larger of two times: its bytes at the speed of torch's copy, its exponentials at the measured rate. The error is the largest of
@@ -25,9 +27,20 @@ from torch import Tensor
 
 from . import routed_scan, selective_scan
 
-__all__ = ["Figure", "contenders", "published_steps", "route_order", "run"]
+__all__ = ["Case", "Figure", "contenders", "projecting", "published_steps", "route_order", "run"]
 
 Scan = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shape's inputs and table, its R, and the bytes and exponentials that a forward takes at least."""
+
+    inputs: list[Tensor]
+    order: Tensor
+    rank: int
+    size: int
+    exponentials: int
 
 
 @dataclass
@@ -112,6 +125,27 @@ def contenders(inputs: Sequence[Tensor], order: Tensor) -> dict[str, tuple[Scan,
     return found
 
 
+def projecting(
+    inputs: Sequence[Tensor], order: Tensor, rank: int, backend: str = "triton"
+) -> tuple[dict[str, tuple[Scan, list[Tensor], str]], list[Tensor]]:
+    """`contenders` that are given what dt is projected from in place of delta; and `exact`'s inputs for them."""
+    u, delta, A, B, C, D, bias = inputs
+    low = torch.randn(*delta.shape[:3], rank, device=u.device, dtype=u.dtype).requires_grad_()
+    weight = (torch.randn(*A.shape[:2], rank, device=u.device, dtype=u.dtype) * (0.5 * rank**-0.5)).detach()
+    leaves = [u, low, A, B, C, D, bias, weight.requires_grad_()]
+
+    def ahead(u: Tensor, low: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, weight: Tensor) -> Any:
+        delta = torch.bmm(low.flatten(0, 1).transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
+        return routed_scan(u, delta.unflatten(0, u.shape[:2]), A, B, C, D, bias, order=order, backend=backend)
+
+    def inside(u: Tensor, low: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, weight: Tensor) -> Any:
+        return routed_scan(u, low, A, B, C, D, bias, order=order, dt_weight=weight, backend=backend)
+
+    product = torch.einsum("blkr,kdr->blkd", low.detach()[:1].double(), weight.detach().double())
+    found = {name: (scan, leaves, f"R = {rank}") for name, scan in (("product, triton", ahead), ("dt inside", inside))}
+    return found, [u, product, A, B, C, D, bias]
+
+
 def exact(inputs: Sequence[Tensor], order: Tensor) -> Tensor:
     """The first image in float64."""
     first = [x.detach().double()[:1] if i in (0, 1, 3, 4) else x.detach().double() for i, x in enumerate(inputs)]
@@ -148,13 +182,13 @@ def _peak(device: torch.device, function: Callable[[], object]) -> int | None:
 
 
 def run(
-    cases: dict[str, tuple[list[Tensor], Tensor, int, int]], device: torch.device, dtype: torch.dtype, copy_rate: float,
+    cases: dict[str, Case], device: torch.device, dtype: torch.dtype, copy_rate: float,
     report: Callable[[str], object],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:  # fmt: skip
     """Times every contender on every case.
 
     Args:
-        cases: inputs, table, bytes and exponentials that a forward takes at least.
+        cases: by name.
         device: a CUDA device.
         dtype: of the inputs.
         copy_rate: bytes read and written per second.
@@ -172,23 +206,30 @@ def run(
 
     exp_rate, rows = exponentials_per_second(device), []
     report(f"exp_per_s: {exp_rate:.3g}\n{HEADER}")
-    for name, (inputs, order, size, exponentials) in cases.items():
-        floor = max(size / copy_rate, exponentials / exp_rate)
-        # backward: u, delta, B, C again with y's gradient for y, and a gradient written for each; exponentials twice
-        floors = (floor, max(2 * size / copy_rate, 2 * exponentials / exp_rate))
-        wanted = exact(inputs, order)
-        for backend, found in contenders(inputs, order).items():
-            row = Figure(name, backend, str(dtype).removeprefix("torch."))
-            if isinstance(found, str):
-                row.note = f"not run: {found}"
-            else:
-                function, leaves, row.note = found
-                try:
-                    measure(row, function, leaves, wanted, floors, seconds, partial(_peak, device))
-                except torch.OutOfMemoryError:
-                    row.note = "not run: out of memory"
-            rows.append(asdict(row))
-            report(line(row))
+    for name, case in cases.items():
+        inputs, order = case.inputs, case.order
+        others, truth = projecting(inputs, order, case.rank)
+        smaller = case.size - inputs[1].element_size() * inputs[1].numel() * (1 - case.rank / inputs[1].shape[-1])
+        groups = (
+            (contenders(inputs, order), exact(inputs, order), case.size),
+            (others, exact(truth, order), smaller),
+        )
+        for group, wanted, size in groups:
+            floor = max(size / copy_rate, case.exponentials / exp_rate)
+            # backward: u, delta, B, C again with y's gradient for y, and a gradient written for each; exponentials twice
+            floors = (floor, max(2 * size / copy_rate, 2 * case.exponentials / exp_rate))
+            for backend, found in group.items():
+                row = Figure(name, backend, str(dtype).removeprefix("torch."))
+                if isinstance(found, str):
+                    row.note = f"not run: {found}"
+                else:
+                    function, leaves, row.note = found
+                    try:
+                        measure(row, function, leaves, wanted, floors, seconds, partial(_peak, device))
+                    except torch.OutOfMemoryError:
+                        row.note = "not run: out of memory"
+                rows.append(asdict(row))
+                report(line(row))
     return {"exp_per_s": exp_rate}, rows
 
 

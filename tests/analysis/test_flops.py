@@ -103,3 +103,24 @@ def test_flops_are_the_published_ones(name: str) -> None:
     operations = count_operations(meta(name), pretrained_cfg(name).input_size)
     ours = rounded(operations.by(reported.counted), reported.flops, cut=False)
     assert (ours == reported.flops) == (not reported.flops_differ)
+
+
+def test_a_projection_inside_the_scan_is_counted_as_one_ahead_of_it():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from visionssm.analysis.flops import _Formulas
+
+    u, low, weight = torch.randn(1, 6, 1, 4), torch.randn(1, 6, 2, 3), torch.randn(2, 4, 3)
+    A, B = -torch.rand(2, 4, 2), torch.randn(1, 6, 2, 2)
+    scan, options = torch.ops.visionssm.routed_scan, (None, None, None, True, "sum", False, False, "numba", 0, 0)
+    found = []
+    for ahead in (True, False):
+        formulas = _Formulas()
+        with FlopCounterMode(display=False, custom_mapping=formulas.mapping()) as counter:
+            if ahead:
+                scan(u, torch.einsum("blkr,kdr->blkd", low, weight), A, B, B, *options)
+            else:
+                scan(u, low, A, B, B, *options, weight)
+        found.append((counter.get_total_flops(), formulas.scan, formulas.scan_short, formulas.saved))
+    assert found[0] == found[1]
+    assert found[0][:2] == (2 * 6 * 2 * 4 * 3, 9 * 6 * 2 * 4 * 2)

@@ -77,6 +77,25 @@ def test_the_published_steps_compute_the_same(name):
     torch.testing.assert_close(found[:1].double(), wanted, **TOLERANCES[torch.float32])
 
 
+@pytest.mark.parametrize("name", list(benchmark.QUICK))
+def test_a_projection_ahead_and_inside_compute_the_same(name):
+    shape = benchmark.QUICK[name]
+    inputs, order = benchmark.make_inputs(shape, torch.float32, CPU), benchmark.make_routes(shape, CPU)
+    found, truth = benchmark_gpu.projecting(inputs, order, shape.rank, "chunked")
+    wanted = benchmark_gpu.exact(truth, order)
+    for function, leaves, note in found.values():
+        y = function(*leaves)
+        torch.testing.assert_close(y[:1].double(), wanted, **TOLERANCES[torch.float32])
+        assert len(torch.autograd.grad(y.sum(), leaves)) == 8
+        assert note == "R = 2"
+
+
+def test_ranks_are_those_of_the_published_models():
+    ranks = {name: shape.rank for name, shape in benchmark.GPU_SHAPES.items()}
+    assert [ranks[f"vmT{i}"] for i in range(1, 5)] == [6, 12, 24, 48]
+    assert (ranks["vimT"], ranks["vimS"], ranks["mambair"], ranks["seg64"]) == (12, 24, 12, 3)
+
+
 def test_a_figure_of_a_gpu_run():
     shape = benchmark.QUICK["vm-small"]
     inputs, order = benchmark.make_inputs(shape, torch.float32, CPU), benchmark.make_routes(shape, CPU)

@@ -158,6 +158,7 @@ def test_instructions_of_a_projection(d_state: int, rank: int, capability: int) 
     assert projecting["STG"] == plain["STG"]
     assert projecting["LDG"] <= plain["LDG"] - 1 + padded / 32 + 1
     assert projecting["SHFL"] <= plain["SHFL"] + 1
+    assert projecting["ALL"] <= 1.2 * plain["ALL"]
 
 
 def test_every_state_size_has_a_configuration() -> None:

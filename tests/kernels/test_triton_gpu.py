@@ -31,6 +31,9 @@ LARGE_SCANS = [
     Scan("long", B=1, K=1, D=33, N=2, L=5003, delta_mean=-4.0),
     Scan("long, one after the other", B=1, K=1, D=33, N=2, L=1003, delta_mean=-4.0, split=False),
     Scan("marks", B=2, K=4, D=128, N=4, L=784, table="subset", states=True, delta_mean=-4.0),
+    Scan("rank 24", B=4, K=4, D=192, N=1, L=196, R=24, dtype="bfloat16"),
+    Scan("rank 12", B=2, K=2, Ku=2, D=384, N=16, L=197, R=12, dtype="float16"),
+    Scan("rank 48, odd", B=3, K=3, D=97, N=4, L=1000, R=48, table="padded", per_image=True),
     *(Scan(f"half, state {n}", B=2, K=2, D=96, N=n, L=257, dtype="bfloat16", delta_mean=-4.0) for n in (1, 16, 64)),
 ]
 LARGE_CONVS = [

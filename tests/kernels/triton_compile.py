@@ -127,12 +127,12 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
     return Resources(registers, stack, shared, {key: counts[key] / work(launch) for key in COUNTED})
 
 
-COUNTED = ("MUFU", "SHFL", "LDG", "STG", "HMMA")
+COUNTED = ("MUFU", "SHFL", "LDG", "STG", "HMMA", "ALL")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)([^;]*);", re.MULTILINE)
 
 
 def count_instructions(code: str) -> Counter[str]:
-    """Instructions by name, of the loops that hold no other loop; of everything where there is no loop."""
+    """Instructions by name and "ALL", of the loops that hold no other loop; of everything where there is no loop."""
     found = [(int(address, 16), name, rest) for address, name, rest in _INSTRUCTION.findall(code)]
     loops = []
     for address, name, rest in found:
@@ -141,9 +141,8 @@ def count_instructions(code: str) -> Counter[str]:
             loops.append((int(target.group(1), 16), address))
     inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     everywhere = [(0, max(address for address, _, _ in found))]
-    return Counter(
-        name for address, name, _ in found if any(low <= address <= high for low, high in inner or everywhere)
-    )
+    names = [name for address, name, _ in found if any(low <= address <= high for low, high in inner or everywhere)]
+    return Counter(names) + Counter(ALL=len(names))
 
 
 def work(launch: Launch) -> float:

@@ -1,4 +1,4 @@
-"""Where mixers leave dt's projection to the scan: in inference on CUDA devices alone, with the same result."""
+"""Where mixers leave dt's projection to the scan: in half-precision inference on CUDA devices, with the same result."""
 
 from collections.abc import Callable
 
@@ -82,18 +82,22 @@ def test_scans_that_need_delta_itself_get_it(options: dict[str, object], always:
     assert torch.equal(mixer(x), wanted)
 
 
-def test_only_inference_of_the_triton_kernels_projects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "resolve", lambda *asked: "triton")
-    with FakeTensorMode():
-        there, here = (torch.empty(1, 4, 1, 8, device=device) for device in ("cuda", "cpu"))
+def test_only_half_precision_inference_of_the_triton_kernels_projects(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*, device: str = "cuda", dtype: torch.dtype = torch.bfloat16, rank: int = 48) -> bool:
+        with FakeTensorMode():
+            u = torch.empty(1, 4, 1, 8, device=device, dtype=dtype)
+            return projects_in_scan(u, u.new_empty(1, 4, 2, rank), 16)
+
+    monkeypatch.setattr(functional, "resolve", lambda *given: "triton")
+    assert not asked()  # gradients
     with torch.no_grad():
-        assert projects_in_scan(there, 48, 16)
-        assert not projects_in_scan(here, 48, 16)
-        assert not projects_in_scan(there, 1000, 16)  # more than a warp holds
-        monkeypatch.setattr(functional, "resolve", lambda *asked: "chunked")
-        assert not projects_in_scan(there, 48, 16)
-        monkeypatch.setattr(functional, "resolve", lambda *asked: "triton")
-        monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
-        assert not projects_in_scan(there, 48, 16)
-        monkeypatch.undo()
-    assert not projects_in_scan(there, 48, 16)
+        assert asked()
+        assert asked(dtype=torch.float16, rank=1)
+        assert not asked(device="cpu")
+        assert not asked(dtype=torch.float32)
+        assert not asked(rank=1000)  # more than a warp holds
+        with monkeypatch.context() as tracing:
+            tracing.setattr(torch.jit, "is_tracing", lambda: True)
+            assert not asked()
+        monkeypatch.setattr(functional, "resolve", lambda *given: "chunked")
+        assert not asked()

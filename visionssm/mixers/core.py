@@ -161,7 +161,7 @@ class ScanCore(nn.Module):
         inside = False
         if not torch.jit.is_scripting():
             inside = U_KNr is None and pieces is None and self.local_scan is None
-            inside = inside and projects_in_scan(u_BLKD, self.dims[0], self.dims[1])
+            inside = inside and projects_in_scan(u_BLKD, dt_low, self.dims[1])
         delta_BLKD = dt_low if inside else project_routes(dt_low, self.dt_proj)
         dt_weight = self.dt_proj if inside else None
         if U_KNr is None or V_KNr is None:

@@ -99,23 +99,25 @@ def scan_routes(
         return y
 
 
-def projects_in_scan(u_BLKD: Tensor, rank: int, d_state: int) -> bool:
+def projects_in_scan(u_BLKD: Tensor, dt_low: Tensor, d_state: int) -> bool:
     """Whether a scan is better given the R numbers from which dt is projected, and dt's weight, than delta itself.
 
-    In inference by the Triton kernels, which multiply as they scan: delta, K feature maps to be written and read again, is never
-    made. CPUs are faster with one product ahead of the scan. With gradients the backward would make delta again, which takes the
-    time that the forward saves. Graphs that other machines may run (FX, torch.export, TorchScript) hold the product.
+    In half-precision inference by the Triton kernels, which multiply as they scan: delta, K feature maps to be written and read
+    again, is never made. In float32 their tensor cores need three passes, which takes what that saves; CPUs are faster with one
+    product ahead of the scan; with gradients the backward would make delta again. Graphs that other machines may run (FX,
+    torch.export, TorchScript) hold the product.
 
     Args:
-        u_BLKD: what is scanned.
-        rank: R.
+        u_BLKD: (B, L, 1 or K, D), what is scanned.
+        dt_low: (B, L, K, R).
         d_state: N.
     """
     if isinstance(u_BLKD, Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return False
-    if not u_BLKD.is_cuda or torch.is_grad_enabled():
+    half = dt_low.dtype == torch.bfloat16 or dt_low.dtype == torch.float16
+    if not u_BLKD.is_cuda or not half or torch.is_grad_enabled():
         return False
-    return projects(resolve("auto", str(u_BLKD.device), u_BLKD.dtype, d_state), rank)
+    return projects(resolve("auto", str(u_BLKD.device), u_BLKD.dtype, d_state), dt_low.shape[-1])
 
 
 def segment_of(local_scan: int | None) -> int:
