@@ -58,7 +58,6 @@ def routed_scan_forward(
     grid = batch * routes * triton.cdiv(dim, block)
     split = _split(grid, chunks, u.device)
     floats = {"dtype": torch.float32, "device": u.device}
-    nothing = torch.empty(0, **floats)
 
     kind = _route_dtype(u, routes if merge == "sum" else 1)
     y = image_buffer((batch, length, routes, dim), kind, u, order)
@@ -100,7 +99,9 @@ def routed_scan_forward(
     clear_unvisited(order, y, *(() if states is None else (states,)))
     if merge == "sum":
         y = y.sum(2).to(u.dtype) if routes > 1 else y.squeeze(2)
-    return y, checkpoints if save_checkpoints else nothing, nothing if states is None else states
+    # no tensor twice: results of a custom operator may not share memory
+    kept = checkpoints if save_checkpoints else torch.empty(0, **floats)
+    return y, kept, torch.empty(0, **floats) if states is None else states
 
 
 def routed_scan_backward(
