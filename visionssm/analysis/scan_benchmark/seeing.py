@@ -190,7 +190,7 @@ def _attention_in_pieces(model: nn.Module, photo: Tensor) -> tuple[Tensor, int]:
             "the attention of an order whose state starts anew is read from mixers with parameters per route"
         )
     most = max(call[0].shape[1] for call in calls)
-    _, delta, A_log, B, C, _, bias, _, _, pieces, _ = [call for call in calls if call[0].shape[1] == most][-1]
+    _, delta, A_log, B, C, _, bias, _, _, pieces = [call for call in calls if call[0].shape[1] == most][-1][:10]
     routes = torch.nn.utils.rnn.pad_sequence([piece.flatten() for piece in pieces], True, -1)
     segments = [piece.shape[1] for piece in pieces]
     weights = hidden_attention(delta[0], -A_log.exp(), B[0], C[0], bias, routes, segments=segments)
