@@ -17,7 +17,7 @@ from .backends import is_plain_inference
 
 __all__ = ["linear"]
 
-_LEAST_ROWS = 16  # below, oneDNN's preparations take longer than the product
+_LEAST_ROWS = 48  # with fewer there is little to gain, and oneDNN prepares each new shape for about a millisecond
 
 
 @cache

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import timm.layers
 import torch
 import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_function
@@ -32,8 +31,8 @@ class Linear(nn.Linear):
         return project(x, self.weight, self.bias)
 
 
-class Mlp(timm.layers.Mlp):
-    """timm's, of these linear layers.
+class Mlp(nn.Module):
+    """Linear, GELU, linear.
 
     Args:
         dim: channels in and out.
@@ -41,5 +40,11 @@ class Mlp(timm.layers.Mlp):
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__(dim, hidden)
-        self.fc1, self.fc2 = Linear(dim, hidden), Linear(hidden, dim)
+        super().__init__()
+        self.fc1 = Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return self.fc2(self.act(self.fc1(x)))

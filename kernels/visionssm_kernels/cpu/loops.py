@@ -26,13 +26,14 @@ from numba.extending import intrinsic
 from .simd import LANES, Emitter, positional
 
 __all__ = [
-    "LONG_TAPS", "LONG_WIDTHS", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_rows", "scan_backward",
-    "scan_backward_dh", "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows",
-    "scan_rows_adding", "sum_taps",
+    "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_back_rows", "enter_rows",
+    "leave_back_rows", "replay_rows", "retreat_rows", "scan_backward", "scan_backward_dh", "scan_forward", "scan_forward_keep",
+    "scan_forward_rows", "scan_replay", "scan_rows", "scan_rows_adding", "sum_taps",
 ]  # fmt: skip
 
 _BYTES = 4 * LANES
 WIDTHS = (6, 4, 3, 2, 1)  # vectors of channels that a task may have
+NARROW = (3, 2, 1)  # as many as the gradient takes at a time: what it keeps of a tile stays in the L1 cache
 
 
 def _advance(
@@ -47,7 +48,7 @@ def _advance(
         here, there = e.b.mul(t, row), e.b.mul(t, pitch)
         dt, x = e.load(e.b.add(dt_at, here)), e.load(e.b.add(x_at, here))
         b_t, c_t = e.b.add(b_at, there), e.b.add(c_at, there)
-        decay = [e.exp2(e.b.fmul(dt, rate)) for rate in rates]
+        decay = [e.exp2(dt, rate) for rate in rates]
         input_ = [e.b.fmul(x, e.load_splat(e.offset(b_t, n, 4))) for n in range(size)]
         h = [e.fma(decay[n], h[n], input_[n]) for n in range(size)]
         if y:
@@ -162,6 +163,78 @@ def _enter(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
     e.loop(steps, [], step)
 
 
+def _enter_back(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
+    (u_at, u_stride, delta_at, delta_stride, dy_at, dy_stride, du_at, du_stride, ddelta_at, ddelta_stride, bias_at, x_at,
+     dt_at, dy_to, slope_at, positions, following, steps) = arguments  # fmt: skip
+    u_rows, delta_rows, dy_rows = (
+        _Rows(e, u_at, u_stride), _Rows(e, delta_at, delta_stride), _Rows(e, dy_at, dy_stride)
+    )  # fmt: skip
+    targets = _Rows(e, du_at, du_stride, write=True), _Rows(e, ddelta_at, ddelta_stride, write=True)
+    bias = [e.load(e.offset(bias_at, v, _BYTES)) for v in range(width)]
+
+    def step(t: ir.Value) -> list[ir.Value]:
+        here, next_ = _positions(e, t, positions, following)
+        for rows in (u_rows, delta_rows, dy_rows):
+            rows.go(here, next_)
+        for rows in targets:
+            rows.go(here, here)
+        row = e.b.mul(t, ir.Constant(t.type, width * _BYTES))
+
+        def enter(v: int) -> None:
+            for rows in (u_rows, delta_rows, dy_rows, *targets):
+                rows.ask(v)
+            raw = e.b.fadd(delta_rows.load(v), bias[v])
+            small = e.exp_of_minus_abs(raw)
+            dt = e.softplus_of(raw, small)
+            kept = (
+                (dt_at, dt),
+                (slope_at, e.sigmoid_of(raw, small)),
+                (x_at, e.b.fmul(u_rows.load(v), dt)),
+                (dy_to, dy_rows.load(v)),
+            )
+            for at, value in kept:
+                e.store(value, e.b.add(at, e.offset(row, v, _BYTES)))
+
+        e.interleaved([partial(enter, v) for v in range(width)])
+        return []
+
+    e.loop(steps, [], step)
+
+
+def _leave_back(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
+    (u_at, u_stride, dy_at, dy_stride, du_at, du_stride, ddelta_at, ddelta_stride, dt_at, slope_at, dx_at, ddt_at, skip_at,
+     dskip_at, dbias_at, positions, adding, steps) = arguments  # fmt: skip
+    all_rows = [_Rows(e, at, stride) for at, stride in (
+        (u_at, u_stride), (dy_at, dy_stride), (du_at, du_stride), (ddelta_at, ddelta_stride)
+    )]  # fmt: skip
+    u_rows, dy_rows, du_rows, ddelta_rows = all_rows
+    skip = [e.load(e.offset(skip_at, v, _BYTES)) for v in range(width)]
+    start = [e.load(e.offset(at, v, _BYTES)) for at in (dskip_at, dbias_at) for v in range(width)]
+    there = e.mask(adding)
+
+    def step(t: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+        (here,) = _positions(e, t, positions)
+        for rows in all_rows:
+            rows.go(here, here)
+        row = e.b.mul(t, ir.Constant(t.type, width * _BYTES))
+        new = list(sums)
+        for v in range(width):
+            dt, slope, dx, ddt = (
+                e.load(e.b.add(at, e.offset(row, v, _BYTES))) for at in (dt_at, slope_at, dx_at, ddt_at)
+            )
+            u, dy, at = u_rows.load(v), dy_rows.load(v), e.offset(du_rows.row, v, _BYTES)
+            e.store(e.fma(dx, dt, e.fma(dy, skip[v], e.load_part(at, there))), at)
+            raw = e.b.fmul(e.fma(dx, u, ddt), slope)
+            e.store(raw, e.offset(ddelta_rows.row, v, _BYTES))
+            new[v::width] = e.fma(dy, u, sums[v]), e.b.fadd(sums[width + v], raw)
+        return new
+
+    end = e.loop(steps, start, step)
+    for i, at in enumerate((dskip_at, dbias_at)):
+        for v in range(width):
+            e.store(end[i * width + v], e.offset(at, v, _BYTES))
+
+
 def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, adding: bool) -> None:
     (u_at, u_stride, delta_at, delta_stride, y_at, y_stride, b_at, b_stride, c_at, c_stride, bias_at, skip_at, a_at, h_at,
      positions, following, steps) = arguments  # fmt: skip
@@ -179,7 +252,7 @@ def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, addin
         def advance(v: int) -> tuple[ir.Value, ir.Value]:
             u_rows.ask(v), delta_rows.ask(v), y_rows.ask(v)
             u, dt = u_rows.load(v), e.softplus(e.b.fadd(delta_rows.load(v), bias[v]))
-            state = e.fma(e.exp2(e.b.fmul(dt, rate[v])), h[v], e.b.fmul(e.b.fmul(dt, u), b))
+            state = e.fma(e.exp2(dt, rate[v]), h[v], e.b.fmul(e.b.fmul(dt, u), b))
             y = e.fma(state, c, e.b.fmul(u, skip[v]))
             e.store(e.b.fadd(y, y_rows.load(v)) if adding else y, e.offset(y_rows.row, v, _BYTES))
             return state
@@ -188,6 +261,92 @@ def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, addin
 
     for v, value in enumerate(e.loop(steps, start, step)):
         e.store(value, e.offset(h_at, v, _BYTES))
+
+
+_KEPT = 4  # vectors that `replay_rows` leaves of a step: time step, its slope, decay, state
+
+
+def _replay_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
+    (u_at, u_stride, delta_at, delta_stride, dy_at, dy_stride, du_at, du_stride, ddelta_at, ddelta_stride, b_at, b_stride,
+     bias_at, a_at, h_at, kept_at, positions, following, steps) = arguments  # fmt: skip
+    u_rows, delta_rows = _Rows(e, u_at, u_stride), _Rows(e, delta_at, delta_stride)
+    needed = (
+        _Rows(e, dy_at, dy_stride), _Rows(e, du_at, du_stride, write=True), _Rows(e, ddelta_at, ddelta_stride, write=True)
+    )  # fmt: skip
+    bias, rate, start = ([e.load(e.offset(at, v, _BYTES)) for v in range(width)] for at in (bias_at, a_at, h_at))
+    for v in range(width):  # the state before the first step lies where that after step -1 would
+        e.store(start[v], e.offset(kept_at, _KEPT * (v - width) + 3, _BYTES))
+
+    def step(t: ir.Value, *h: ir.Value) -> list[ir.Value]:
+        here, next_ = _positions(e, t, positions, following)
+        u_rows.go(here, next_), delta_rows.go(here, next_)
+        for rows in needed:
+            rows.go(here, here)
+        b = e.load_splat(e.offset(b_at, here, b_stride))
+        row = e.offset(kept_at, t, width * _KEPT * _BYTES)
+
+        def advance(v: int) -> ir.Value:
+            for rows in (u_rows, delta_rows, *needed):
+                rows.ask(v)
+            x = e.b.fadd(delta_rows.load(v), bias[v])
+            small = e.exp_of_minus_abs(x)
+            dt = e.softplus_of(x, small)
+            decay = e.exp2(dt, rate[v])
+            state = e.fma(decay, h[v], e.b.fmul(e.b.fmul(dt, u_rows.load(v)), b))
+            for i, value in enumerate((dt, e.sigmoid_of(x, small), decay, state)):
+                e.store(value, e.offset(row, v * _KEPT + i, _BYTES))
+            return state
+
+        return e.interleaved([partial(advance, v) for v in range(width)])
+
+    e.loop(steps, start, step)
+
+
+def _retreat_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
+    (u_at, u_stride, dy_at, dy_stride, du_at, du_stride, ddelta_at, ddelta_stride, b_at, b_stride, c_at, c_stride, db_at,
+     dc_at, skip_at, a_at, carry_at, da_at, dskip_at, dbias_at, kept_at, positions, adding, steps) = arguments  # fmt: skip
+    u_rows, dy_rows = _Rows(e, u_at, u_stride), _Rows(e, dy_at, dy_stride)
+    du_rows, ddelta_rows = _Rows(e, du_at, du_stride), _Rows(e, ddelta_at, ddelta_stride)
+    skip, rate = ([e.load(e.offset(at, v, _BYTES)) for v in range(width)] for at in (skip_at, a_at))
+    sums = (carry_at, da_at, dskip_at, dbias_at)
+    start = [e.load(e.offset(at, v, _BYTES)) for at in sums for v in range(width)]
+    there = e.mask(adding)
+
+    def step(t: ir.Value, *carried: ir.Value) -> list[ir.Value]:
+        (here,) = _positions(e, t, positions)
+        for rows in (u_rows, dy_rows, du_rows, ddelta_rows):
+            rows.go(here, here)
+        b, c = (e.load_splat(e.offset(at, here, stride)) for at, stride in ((b_at, b_stride), (c_at, c_stride)))
+        row = e.offset(kept_at, t, width * _KEPT * _BYTES)
+        to_b = to_c = None
+        new = list(carried)
+        for v in range(width):
+            carry, da, dskip, dbias = carried[v::width]
+            dt, slope, decay, state = (e.load(e.offset(row, v * _KEPT + i, _BYTES)) for i in range(_KEPT))
+            before = e.load(e.offset(row, _KEPT * (v - width) + 3, _BYTES))
+            u, dy = u_rows.load(v), dy_rows.load(v)
+            g = e.fma(dy, c, carry)
+            x = e.b.fmul(dt, u)
+            to_c = e.b.fmul(state, dy) if to_c is None else e.fma(state, dy, to_c)
+            to_b = e.b.fmul(g, x) if to_b is None else e.fma(g, x, to_b)
+            dx, carry = e.b.fmul(g, b), e.b.fmul(g, decay)
+            faded = e.b.fmul(carry, before)
+            raw = e.b.fmul(e.fma(dx, u, e.b.fmul(faded, rate[v])), slope)
+            at = e.offset(du_rows.row, v, _BYTES)
+            e.store(e.fma(dx, dt, e.fma(dy, skip[v], e.load_part(at, there))), at)
+            e.store(raw, e.offset(ddelta_rows.row, v, _BYTES))
+            new[v::width] = carry, e.fma(faded, dt, da), e.fma(dy, u, dskip), e.b.fadd(dbias, raw)
+        totals = e.sums([to_b, to_c])
+        for at, lane in ((db_at, 0), (dc_at, 1)):
+            target = e.offset(at, t, 4)
+            one = e.b.extract_element(totals, ir.Constant(ir.IntType(32), lane))
+            e.store(e.b.fadd(one, e.load(target, ir.FloatType())), target)
+        return new
+
+    end = e.loop(steps, start, step, backwards=True)
+    for i, at in enumerate(sums):
+        for v in range(width):
+            e.store(end[i * width + v], e.offset(at, v, _BYTES))
 
 
 def _sum_taps(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
@@ -271,12 +430,12 @@ def _intrinsic(name: str, count: int, emit: Callable[..., None]) -> Any:
     return intrinsic(prefer_literal=True)(typed)
 
 
-def _wide(name: str, count: int, emit: Callable[..., None]) -> Any:
-    """A numba intrinsic name(W, *addresses) for any number of vectors W of `WIDTHS`."""
+def _wide(name: str, count: int, emit: Callable[..., None], widths: Sequence[int] = WIDTHS) -> Any:
+    """A numba intrinsic name(W, *addresses) for any of these numbers of vectors W."""
 
     def typed(typingctx: Any, *parameters: types.Type) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[ir.Value]) -> Any:
-            for width in WIDTHS:
+            for width in widths:
                 with builder.if_then(builder.icmp_signed("==", values[0], ir.Constant(values[0].type, width))):
                     emit(width, Emitter(builder), values[1:])
             return context.get_dummy_value()
@@ -328,10 +487,24 @@ scan_backward_dh = _intrinsic("scan_backward_dh", 19, partial(_retreat, with_dh=
 # (W, u, u_stride, delta, delta_stride, y, y_stride, bias, skip, x, dt, y, positions, following, steps): reads the rows of u and
 # delta into scratch: dt = softplus(delta + bias), x = dt * u, y = skip * u
 enter_rows = _wide("enter_rows", 14, _enter)
+# (W, u, u_stride, delta, delta_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, bias, x, dt, dy, slope, positions,
+# following, steps): the same for the gradient, and dt's slope
+enter_back_rows = _wide("enter_back_rows", 18, _enter_back, NARROW)
+# (W, u, u_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, dt, slope, dx, ddt, skip, dskip, dbias, positions, adding,
+# steps): from the gradients of x and dt to the rows of those of u and delta, and the sums for D and bias
+leave_back_rows = _wide("leave_back_rows", 18, _leave_back, NARROW)
 # (W, u, u_stride, delta, delta_stride, y, y_stride, b, b_stride, c, c_stride, bias, skip, a_log2, h, positions, following,
 # steps): everything at once for one state, from rows to rows
 scan_rows = _wide("scan_rows", 17, partial(_scan_rows, adding=False))
 scan_rows_adding = _wide("scan_rows_adding", 17, partial(_scan_rows, adding=True))
+# (W, u, u_stride, delta, delta_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, b, b_stride, bias, a_log2, h, kept,
+# positions, following, steps): one state's steps again, keeping (W, 4) vectors of each: dt, its slope, decay, state; ahead of
+# `kept` goes the state before the first step. Asks for the rows that the steps in reverse will need
+replay_rows = _wide("replay_rows", 19, _replay_rows, NARROW)
+# (W, u, u_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, b, b_stride, c, c_stride, db, dc, skip, a, carry, da,
+# dskip, dbias, kept, positions, adding, steps): the steps in reverse, rows to rows; db and dc, a float per step, gain their sums
+# over these channels, and du is added to what is there if `adding` is LANES, not if it is 0
+retreat_rows = _wide("retreat_rows", 24, _retreat_rows, NARROW)
 # (W, rows, shifts, places, weights, pitch, target, taps): target = the sum over the taps of weight i, `pitch` bytes apart, times
 # what lies at rows[i] + places[shifts[i]], a shift in bytes; W vectors each
 sum_taps = _wide("sum_taps", 7, _sum_taps)

@@ -16,7 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .loops import (
+    NARROW,
+    enter_back_rows,
     enter_rows,
+    leave_back_rows,
+    replay_rows,
+    retreat_rows,
     scan_backward,
     scan_backward_dh,
     scan_forward,
@@ -71,6 +76,7 @@ __all__ = [
 CHUNK = 32
 AHEAD = 5  # steps by which rows are asked for where they are not copied to scratch first
 _LOG2E = math.log2(math.e)
+MOST = max(NARROW)
 _PAD = 3 * 64  # between scratch arrays, so that their rows do not share the low 12 bits of their addresses
 
 
@@ -413,7 +419,7 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
     row = width * LANES_BYTES
     n_vectors = (N + LANES - 1) // LANES
     pitch = n_vectors * LANES_BYTES
-    tile, small, columns = CHUNK * row + _PAD, CHUNK * pitch + _PAD, N * row + _PAD
+    tile, small, columns = CHUNK * MOST * LANES_BYTES + _PAD, CHUNK * pitch + _PAD, N * row + _PAD
     u = scratch
     x, dt, dy, slope, dx, ddt = u + tile, u + 2 * tile, u + 3 * tile, u + 4 * tile, u + 5 * tile, u + 6 * tile
     b_rows = ddt + tile
@@ -425,6 +431,7 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
     before = bias + 4 * row + _PAD
     decays = before + (CHUNK + 1) * 4 * LANES_BYTES + _PAD
     dh = decays + CHUNK * 4 * LANES_BYTES + _PAD
+    steps_kept = u + 4 * MOST * LANES_BYTES  # in the space of the tiles
 
     parameter = (k * p.channels + channel) * 4
     parameter_row(bias, p.bias + parameter if p.bias else 0, channels, width)
@@ -440,7 +447,8 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
     order = p.order + b * p.order_b + k * p.order_k if p.order else 0
     du_at, ddelta_at = address(job.du, b, k, channel), address(job.ddelta, b, k, channel)
     db_at, dc_at = address(job.dB, b, k, 0) + block * job.part, address(job.dC, b, k, 0) + block * job.part
-    if visited(order, p.order_t, T) < p.positions:
+    seen = visited(order, p.order_t, T)
+    if seen < p.positions:
         if first:
             fill(du_at, job.du.l, job.du.size, p.positions, channels)
         fill(ddelta_at, job.ddelta.l, job.ddelta.size, p.positions, channels)
@@ -452,90 +460,154 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         states_row = p.routes * p.channels * N * 4
         states_at = grad_states + b * p.positions * states_row + parameter * N
 
+    whole = seen == T and channels == width * LANES and p.softplus and job.u.kind == F32 and job.delta.kind == F32
+    whole = whole and job.dy.kind == F32 and job.du.kind == F32
+    single = whole and N == 1 and not p.segment and grad_states is None and job.B.kind == F32 and job.C.kind == F32
+    here, there = positions.ctypes.data, following.ctypes.data
+    u_at, delta_at, dy_at = (
+        address(job.u, b, k, channel),
+        address(job.delta, b, k, channel),
+        address(job.dy, b, k, channel),
+    )
+    b_at, c_at = address(job.B, b, k, 0), address(job.C, b, k, 0)
+
     for chunk in range(chunks - 1, -1, -1):
         start = chunk * CHUNK
         steps = min(T - start, CHUNK)
         steps_of(positions, order, p.order_t, start, steps)
+        if single:
+            near = max(steps - AHEAD, 0)  # then come the first steps of the tile before
+            following[:near] = positions[steps - near : steps]
+            left = min(steps, CHUNK) - near if chunk > 0 else 0
+            steps_of(following[near:], order, p.order_t, start - CHUNK, left)
+            following[near + left :] = positions[0]
+            zero(db_rows, (steps + LANES - 1) // LANES)
+            zero(dc_rows, (steps + LANES - 1) // LANES)
+            for v in range(0, width, MOST):
+                w, c4, c1 = min(width - v, MOST), v * LANES * 4, v * LANES_BYTES
+                if chunk == 0:
+                    zero(h, w)
+                else:
+                    for i in range(w):
+                        store(load(checkpoint + ((chunk - 1) * p.channels + (v + i) * LANES) * 4), h + i * LANES_BYTES)
+                replay_rows(
+                    w, u_at + c4, job.u.l, delta_at + c4, job.delta.l, dy_at + c4, job.dy.l, du_at + c4, job.du.l,
+                    ddelta_at + c4, job.ddelta.l, b_at, job.B.l, bias + c1, a_log2 + c1, h, steps_kept, here, there, steps,
+                )  # fmt: skip
+                retreat_rows(
+                    w, u_at + c4, job.u.l, dy_at + c4, job.dy.l, du_at + c4, job.du.l, ddelta_at + c4, job.ddelta.l,
+                    b_at, job.B.l, c_at, job.C.l, db_rows, dc_rows, skip + c1, a + c1, carry + c1, da + c1, dskip + c1,
+                    dbias + c1, steps_kept, here, 0 if first else LANES, steps,
+                )  # fmt: skip
+            for t in range(steps):
+                store_float(load_float(db_rows + 4 * t), db_at + positions[t] * job.dB.l)
+                store_float(load_float(dc_rows + 4 * t), dc_at + positions[t] * job.dC.l)
+            continue
         coming = following[: CHUNK if chunk > 0 else 0]
         steps_of(coming, order, p.order_t, start - CHUNK, len(coming))
-        next_u, next_delta = _coming(job.u, b, k, channel), _coming(job.delta, b, k, channel)
-        gather(u, width, next_u.source, job.u.l, job.u.kind, positions, steps, channels, positions[:0])
-        gather(dt, width, next_delta.source, job.delta.l, job.delta.kind, positions, steps, channels, positions[:0])
-        gather(dy, width, address(job.dy, b, k, channel), job.dy.l, job.dy.kind, positions, steps, channels, coming)
-        gather(b_rows, n_vectors, address(job.B, b, k, 0), job.B.l, job.B.kind, positions, steps, N, coming)
-        gather(c_rows, n_vectors, address(job.C, b, k, 0), job.C.l, job.C.kind, positions, steps, N, coming)
-        if p.softplus:
-            _time_steps_and_slopes(dt, slope, bias, width, steps, True, following, next_delta)
-        else:
-            _time_steps(dt, bias, width, steps, False, following, next_delta)
-        _multiply(x, u, dt, width, steps, following, next_u)
-        zero(dx, steps * width)
-        zero(ddt, steps * width)
+        following[len(coming) :] = positions[0]
+        gather(b_rows, n_vectors, b_at, job.B.l, job.B.kind, positions, steps, N, coming)
+        gather(c_rows, n_vectors, c_at, job.C.l, job.C.kind, positions, steps, N, coming)
         zero(db_rows, steps * n_vectors)
         zero(dc_rows, steps * n_vectors)
-        for v in range(width):
-            column, left = v * LANES_BYTES, channels - v * LANES
-            xv, dtv, dyv, dxv, ddtv = x + column, dt + column, dy + column, dx + column, ddt + column
-            if chunk == 0:
-                zero(h, N)
+        for v0 in range(0, width, MOST):
+            w, first_channel = min(width - v0, MOST), v0 * LANES
+            row, its_channels, c1 = w * LANES_BYTES, channels - v0 * LANES, v0 * LANES_BYTES
+            if its_channels <= 0:
+                break
+            next_u, next_delta = (
+                _coming(job.u, b, k, channel + first_channel),
+                _coming(job.delta, b, k, channel + first_channel),
+            )
+            u_v, delta_v, dy_v = next_u.source, next_delta.source, address(job.dy, b, k, channel + first_channel)
+            du_v = address(job.du, b, k, channel + first_channel)
+            ddelta_v = address(job.ddelta, b, k, channel + first_channel)
+            if whole:
+                enter_back_rows(
+                    w, u_v, job.u.l, delta_v, job.delta.l, dy_v, job.dy.l, du_v, job.du.l, ddelta_v, job.ddelta.l,
+                    bias + c1, x, dt, dy, slope, here, there, steps,
+                )  # fmt: skip
             else:
-                to_columns(h, checkpoint + ((chunk - 1) * p.channels + v * LANES) * N * 4, left, N, 1.0)
-            n = 0
-            while n < N:
-                size = 4 if N - n >= 4 else 2 if N - n >= 2 else 1
-                at = (v * N + n) * LANES_BYTES
-                hn, a2n, an, gn, dan = h + n * LANES_BYTES, a_log2 + at, a + at, carry + at, da + at
-                bn, cn, dbn, dcn = b_rows + 4 * n, c_rows + 4 * n, db_rows + 4 * n, dc_rows + 4 * n
-                kept = before + size * LANES_BYTES
-                for i in range(size):
-                    store(load(hn + i * LANES_BYTES), before + i * LANES_BYTES)
-                if grad_states is not None:
-                    for t in range(steps):
-                        for i in range(size):
-                            target = dh + (t * size + i) * LANES_BYTES
-                            source = states_at + positions[t] * states_row + (v * LANES * N + n + i) * 4
-                            _strided(target, source, N, left if positions[t] >= 0 else 0)
-                t = 0
-                while t < steps:  # up to the next restart of the state
-                    count = _piece(p, start + t, start + steps)
-                    kept_t, decays_t = kept + t * size * LANES_BYTES, decays + t * size * LANES_BYTES
-                    dtt, xt, bt, ct = dtv + t * row, xv + t * row, bn + t * pitch, cn + t * pitch
-                    restarts = _restarts(p, start + t)
-                    if restarts:
-                        zero(hn, size)
-                    if size == 4:
-                        scan_replay(4, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
-                    elif size == 2:
-                        scan_replay(2, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
-                    else:
-                        scan_replay(1, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
-                    if restarts:
-                        zero(decays_t, size)  # no gradient passes to the steps before
-                    t += count
-                if grad_states is None:
-                    if size == 4:
-                        scan_backward(4, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
-                                      decays, dh, steps)  # fmt: skip
-                    elif size == 2:
-                        scan_backward(2, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
-                                      decays, dh, steps)  # fmt: skip
-                    else:
-                        scan_backward(1, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
-                                      decays, dh, steps)  # fmt: skip
+                gather(u, w, u_v, job.u.l, job.u.kind, positions, steps, its_channels, positions[:0])
+                gather(dt, w, delta_v, job.delta.l, job.delta.kind, positions, steps, its_channels, positions[:0])
+                gather(dy, w, dy_v, job.dy.l, job.dy.kind, positions, steps, its_channels, coming)
+                if p.softplus:
+                    _time_steps_and_slopes(dt, slope, bias + c1, w, steps, True, following, next_delta)
                 else:
-                    if size == 4:
-                        scan_backward_dh(4, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
-                                         kept, decays, dh, steps)  # fmt: skip
-                    elif size == 2:
-                        scan_backward_dh(2, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
-                                         kept, decays, dh, steps)  # fmt: skip
+                    _time_steps(dt, bias + c1, w, steps, False, following, next_delta)
+                _multiply(x, u, dt, w, steps, following, next_u)
+            zero(dx, steps * w)
+            zero(ddt, steps * w)
+            for i in range(w):
+                v, column = v0 + i, i * LANES_BYTES
+                left = channels - v * LANES
+                xv, dtv, dyv, dxv, ddtv = x + column, dt + column, dy + column, dx + column, ddt + column
+                if chunk == 0:
+                    zero(h, N)
+                else:
+                    to_columns(h, checkpoint + ((chunk - 1) * p.channels + v * LANES) * N * 4, left, N, 1.0)
+                n = 0
+                while n < N:
+                    size = 4 if N - n >= 4 else 2 if N - n >= 2 else 1
+                    at = (v * N + n) * LANES_BYTES
+                    hn, a2n, an, gn, dan = h + n * LANES_BYTES, a_log2 + at, a + at, carry + at, da + at
+                    bn, cn, dbn, dcn = b_rows + 4 * n, c_rows + 4 * n, db_rows + 4 * n, dc_rows + 4 * n
+                    kept = before + size * LANES_BYTES
+                    for j in range(size):
+                        store(load(hn + j * LANES_BYTES), before + j * LANES_BYTES)
+                    if grad_states is not None:
+                        for t in range(steps):
+                            for j in range(size):
+                                target = dh + (t * size + j) * LANES_BYTES
+                                source = states_at + positions[t] * states_row + (v * LANES * N + n + j) * 4
+                                _strided(target, source, N, left if positions[t] >= 0 else 0)
+                    t = 0
+                    while t < steps:  # up to the next restart of the state
+                        count = _piece(p, start + t, start + steps)
+                        kept_t, decays_t = kept + t * size * LANES_BYTES, decays + t * size * LANES_BYTES
+                        dtt, xt, bt, ct = dtv + t * row, xv + t * row, bn + t * pitch, cn + t * pitch
+                        restarts = _restarts(p, start + t)
+                        if restarts:
+                            zero(hn, size)
+                        if size == 4:
+                            scan_replay(4, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
+                        elif size == 2:
+                            scan_replay(2, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
+                        else:
+                            scan_replay(1, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
+                        if restarts:
+                            zero(decays_t, size)  # no gradient passes to the steps before
+                        t += count
+                    if grad_states is None:
+                        if size == 4:
+                            scan_backward(4, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
+                                          decays, dh, steps)  # fmt: skip
+                        elif size == 2:
+                            scan_backward(2, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
+                                          decays, dh, steps)  # fmt: skip
+                        else:
+                            scan_backward(1, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
+                                          decays, dh, steps)  # fmt: skip
                     else:
-                        scan_backward_dh(1, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
-                                         kept, decays, dh, steps)  # fmt: skip
-                n += size
-        _finish_gradients(u, dt, dy, slope, dx, ddt, skip, dskip, dbias, width, steps, p.softplus)
-        scatter(dx, width, du_at, job.du.l, job.du.kind, positions, steps, channels, not first)
-        scatter(ddt, width, ddelta_at, job.ddelta.l, job.ddelta.kind, positions, steps, channels, False)
+                        if size == 4:
+                            scan_backward_dh(4, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
+                                             kept, decays, dh, steps)  # fmt: skip
+                        elif size == 2:
+                            scan_backward_dh(2, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
+                                             kept, decays, dh, steps)  # fmt: skip
+                        else:
+                            scan_backward_dh(1, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
+                                             kept, decays, dh, steps)  # fmt: skip
+                    n += size
+            if whole:
+                leave_back_rows(
+                    w, u_v, job.u.l, dy_v, job.dy.l, du_v, job.du.l, ddelta_v, job.ddelta.l, dt, slope, dx, ddt, skip + c1,
+                    dskip + c1, dbias + c1, here, 0 if first else LANES, steps,
+                )  # fmt: skip
+            else:
+                _finish_gradients(u, dt, dy, slope, dx, ddt, skip + c1, dskip + c1, dbias + c1, w, steps, p.softplus)
+                scatter(dx, w, du_v, job.du.l, job.du.kind, positions, steps, its_channels, not first)
+                scatter(ddt, w, ddelta_v, job.ddelta.l, job.ddelta.kind, positions, steps, its_channels, False)
         scatter(db_rows, n_vectors, db_at, job.dB.l, job.dB.kind, positions, steps, N, False)
         scatter(dc_rows, n_vectors, dc_at, job.dC.l, job.dC.kind, positions, steps, N, False)
 
@@ -563,7 +635,8 @@ def _backward(job, grad_states):
     p = job.problem
     row = p.width * LANES_BYTES
     pitch = (p.states + LANES - 1) // LANES * LANES_BYTES
-    size = (7 * row + 4 * pitch + 12 * LANES_BYTES) * CHUNK + (5 * p.states + 4) * row + 4 * LANES_BYTES + 20 * _PAD
+    size = (7 * MOST * LANES_BYTES + 4 * pitch + 12 * LANES_BYTES) * CHUNK + (5 * p.states + 4) * row + 4 * LANES_BYTES
+    size += 20 * _PAD
     memory = np.empty(size + 64, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64
     positions, following = np.zeros(CHUNK, np.int64), np.zeros(CHUNK, np.int64)

@@ -179,14 +179,16 @@ class Emitter:
             value = self.fma(value, x, self.constant(coefficient))
         return value
 
-    def exp2(self, z: ir.Value) -> ir.Value:
-        """2^z: 0 below -126.5, inf from 127.5 on (AVX-512: to the ends of float32), NaN for NaN."""
-        if _AVX512:
-            step, at = self.to_grid(z, 16)
-            rest = self.b.fsub(z, step)  # -inf - -inf is NaN, which scalef takes to 0 for a step of -inf, as it should
+    def exp2(self, z: ir.Value, factor: ir.Value | None = None) -> ir.Value:
+        """2^z, or 2^(z factor): 0 below -126.5, inf from 127.5 on (AVX-512: to the ends of float32), NaN for NaN."""
+        if _AVX512:  # the product is not rounded
+            step, at = self.to_grid(z, 16, factor)
+            # -inf leaves NaN here, which scalef takes to 0 for a step of -inf, as it should
+            rest = self.b.fsub(z, step) if factor is None else self.fma(z, factor, self.b.fneg(step))
             power = self.look_up(_POWERS, at)
             change = self.b.fmul(self.polynomial(_EXP2_NEAR, rest), rest)
             return self.avx512("scalef", self.fma(power, change, power), step)
+        z = z if factor is None else self.b.fmul(z, factor)
         z = self.select("<", self.constant(128.0), self.select(">", self.constant(-127.0), z))
         whole, power = self.nearest(z)
         return self.b.fmul(self.polynomial(_EXP2, self.b.fsub(z, whole)), power)
@@ -242,10 +244,18 @@ class Emitter:
         return self.b.fadd(self.b.fadd(self.fma(u, change, u), self.look_up(_LOG1P_EIGHTHS, at)), above)
 
     def sigmoid(self, x: ir.Value) -> ir.Value:
-        e = self.exp_of_minus_abs(x)
+        return self.sigmoid_of(x, self.exp_of_minus_abs(x))
+
+    def sigmoid_of(self, x: ir.Value, e: ir.Value) -> ir.Value:
+        """sigmoid(x) where exp(-|x|) is known."""
         one = self.constant(1.0)
-        top = self.b.select(self.b.fcmp_unordered(">=", x, self.constant(0.0)), one, e)
-        return self.b.fdiv(top, self.b.fadd(one, e))
+        top, below = self.b.select(self.b.fcmp_unordered(">=", x, self.constant(0.0)), one, e), self.b.fadd(one, e)
+        if not _AVX512:
+            return self.b.fdiv(top, below)
+        every = ir.Constant(ir.IntType(16), 0xFFFF)
+        inverse = self.call("llvm.x86.avx512.rcp14.ps.512", _VEC, below, below, every)
+        inverse = self.fma(inverse, self.fma(self.b.fneg(below), inverse, one), inverse)  # 14 bits are now 28
+        return self.b.fmul(top, inverse)
 
     def silu(self, x: ir.Value) -> ir.Value:
         e = self.exp2(self.b.fmul(x, self.constant(-_LOG2E)))  # inf for very negative x: the quotient is 0
