@@ -66,6 +66,15 @@ def test_ink_can_be_seen() -> None:
             assert np.abs(scene[mask].astype(float).mean(0) - around.mean(0)).max() > 20
 
 
+def test_light_ink_is_brighter_than_any_ground() -> None:
+    for scene, digits in draw_scenes("training", SceneSettings(training=6, validation=3, ink="light")):
+        ink = np.any([mask for _, mask in digits], axis=0)
+        assert all(scene[mask].mean(0).min() > 127 for _, mask in digits)
+        assert np.median(scene[~ink]) < 127
+    with pytest.raises(ValueError, match="ink must be 'any' or 'light', got 'dark'"):
+        SceneSettings(ink="dark")  # pyright: ignore[reportArgumentType]
+
+
 def test_a_second_call_keeps_the_files_and_other_settings_are_refused(root: Path) -> None:
     stamp = (root / "instances_training.json").stat().st_mtime_ns
     assert write_digit_scenes(root, SMALL) == root

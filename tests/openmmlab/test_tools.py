@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from pycocotools.mask import decode
 
 from visionssm.data.digit_scenes import SceneSettings, write_digit_scenes
+from visionssm.engine.openmmlab import Task, open_config
+from visionssm.engine.openmmlab_seeding import seed_albumentations
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
@@ -34,7 +38,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(task: str, scenes: Path, output: Path, *more: object, epochs: int = 1) -> list[str]:
     """Arguments for a short training on these scenes."""
     data = [f"{part}_dataloader.dataset.data_root={scenes}" for part in ("train", "val", "test")]
-    words = [f"digit_scenes.root={scenes}", "+digit_scenes.training=8", "+digit_scenes.validation=4", *data]
+    words = [f"digit_scenes={dict(asdict(SCENES), root=str(scenes))}", *data]
     if task == "detection":
         words += [f"{part}_evaluator.ann_file={scenes}/instances_validation.json" for part in ("val", "test")]
         words += [f"train_cfg.max_epochs={epochs}", "train_cfg.val_interval=1", "default_hooks.checkpoint.interval=1"]
@@ -75,6 +79,23 @@ def test_a_run_leaves_metrics_pictures_and_tensorboard(trained: tuple[str, Path]
     assert picture.shape[1] > 4 * 384
     assert picture[:384].std() > 20
     assert list(output.glob("*/vis_data/events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_augmentation_follows_the_seed(task: Task, scenes: Path) -> None:
+    """The pictures of two datasets are the same by one seed, and others by another."""
+    config = open_config(CONFIGS[task], task, [f"train_dataloader.dataset.data_root={scenes}"])
+    init_default_scope(config.default_scope)
+
+    def pictures(seed: int) -> torch.Tensor:
+        dataset = DATASETS.build(config.train_dataloader.dataset)
+        seed_albumentations(dataset)
+        np.random.seed(seed)  # noqa: NPY002 as MMEngine does
+        return torch.stack([dataset[i]["inputs"] for i in range(4)])
+
+    first = pictures(0)
+    assert torch.equal(first, pictures(0))
+    assert not torch.equal(first, pictures(1))
 
 
 def test_evaluation_gives_the_figures_of_the_training(trained, monkeypatch, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from visionssm.checkpoints import CheckpointError, read_checkpoint
 from visionssm.data.digit_scenes import SceneSettings, write_digit_scenes
 from visionssm.data.errors import DataError, UserError, did_you_mean
 from visionssm.engine.checkpoint import write_atomic
+from visionssm.engine.openmmlab_seeding import seed_albumentations
 
 __all__ = [
     "Task",
@@ -203,6 +204,7 @@ def train(
     with _readable():
         runner._train_loop = runner.build_train_loop(runner._train_loop)
         check_classes(runner.model, runner.train_loop.dataloader.dataset)
+        seed_albumentations(runner.train_loop.dataloader.dataset)
         if config.load_from and not config.resume:
             runner._init_model_weights()  # which training would do after this, over what is loaded
             begun = load_weights(runner.model, config.load_from, fine_tune=True)
