@@ -8,7 +8,7 @@ Usable alone: imports torch, numba and triton, never `visionssm`.
 
 from .backends import backends, use_backend, warmup
 from .bidirectional import locally_bidirectional_scan
-from .fused import norm_gate
+from .fused import instance_norm, norm_gate
 from .linear import linear
 from .noncausal import noncausal_ssd
 from .ops import route_conv, routed_scan, selective_scan
@@ -19,6 +19,7 @@ from .wavefront import wavefront_scan
 __all__ = [
     "backends",
     "fuse_states",
+    "instance_norm",
     "linear",
     "locally_bidirectional_scan",
     "noncausal_ssd",

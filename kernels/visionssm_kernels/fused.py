@@ -1,7 +1,7 @@
-"""What mixers do after the scan, in one pass on CPUs: LayerNorm, gate and scale.
+"""What models do around the scan, fused on CPUs: LayerNorm, gate and scale after it; instance norm with the channels last.
 
-The kernel is for inference in float32 (`is_plain_inference`). With gradients, under autocast, torch.compile, export and tracing,
-where a mode watches torch's operators, and with any implementation but "numba", it is the plain operations of torch.
+The kernels are for inference in float32 (`is_plain_inference`). With gradients, under autocast, torch.compile, export and
+tracing, where a mode watches torch's operators, and with any implementation but "numba", it is the plain operations of torch.
 Kernels of the same kind for RMSNorm alone, LayerNorm alone and the depthwise convolution with SiLU were measured and left out:
 torch's are about as fast.
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .backends import is_plain_inference, module_of, resolve
 
-__all__ = ["norm_gate"]
+__all__ = ["instance_norm", "norm_gate"]
 
 
 def norm_gate(
@@ -68,3 +68,39 @@ def norm_gate(
         x = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     gate = F.silu(gate)
     return x * (gate if scale == 1.0 else gate * scale)
+
+
+def instance_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5, backend: str = "auto"
+) -> Tensor:
+    """Every channel of every sample to mean 0 and variance 1 over its positions, then * weight + bias.
+
+    Args:
+        x: (B, *S, C): channels last.
+        weight: (C,) or None.
+        bias: (C,) or None.
+        eps: added to the variance, which is that of the sample (divided by the number of positions).
+        backend: "auto" or a name of `backends()`; only "numba" has a kernel of its own.
+
+    Returns:
+        (B, *S, C) in the dtype of torch's operations.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+        RuntimeError: the backend that was asked for cannot run, with the reason.
+    """
+    if x.dim() < 3:
+        raise ValueError(f"x must be (B, *S, C), got {tuple(x.shape)}")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and parameter.shape != x.shape[-1:]:
+            raise ValueError(f"{name} must be ({x.shape[-1]},), got {tuple(parameter.shape)}")
+    name = resolve(backend, str(x.device), x.dtype, 1)
+    tensors = (x, weight, bias)
+    if (
+        name == "numba"
+        and all(t is None or t.dtype == torch.float32 for t in tensors)
+        and is_plain_inference(*tensors)
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return module_of(name).instance_norm(x.flatten(1, -2), weight, bias, eps).view(x.shape)
+    return F.instance_norm(x.movedim(-1, 1), weight=weight, bias=bias, eps=eps).movedim(1, -1)

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin
 from visionssm.checkpoints.segmamba import LAYOUT
-from visionssm.layers.segmentation import CONVS, INSTANCE_NORMS, SegmentationModel, monai_blocks
+from visionssm.layers.segmentation import (
+    CONVS,
+    INSTANCE_NORMS,
+    SegmentationModel,
+    channels_last_in_inference,
+    monai_blocks,
+    with_own_layers,
+)
 from visionssm.layers.typing import checkpointed, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
@@ -80,7 +87,7 @@ class ScanBlock(nn.Module):
         x_BSC = x.movedim(1, -1)
         tokens_BLC = x_BSC.flatten(1, -2)
         tokens_BLC = tokens_BLC + self.mixer(self.norm(tokens_BLC), x_BSC)
-        return tokens_BLC.transpose(1, 2).reshape(x.shape)
+        return tokens_BLC.view(x_BSC.shape).movedim(-1, 1)
 
 
 class FeatureMlp(nn.Module):
@@ -233,6 +240,7 @@ class ResidualDecoder(nn.Module):
             for width, wider in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
         self.last = blocks.UnetrBasicBlock(spatial_dims, widths[0], widths[0], 3, 1, **kwargs)
+        with_own_layers(self)
 
     def forward(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """(B, in_chans, *S), the encoder's maps -> decoded maps of strides 1, 2, 4, ..., with `channels`."""
@@ -244,7 +252,9 @@ class ResidualDecoder(nn.Module):
         y = skips.pop()
         decoded: list[Tensor] = []
         for up in self.ups:
-            y = up(y, skips.pop())
+            # MONAI's block in two steps: its transposed convolution forgets the memory format
+            y = channels_last_in_inference(up.transp_conv(y))
+            y = up.conv_block(torch.cat((y, skips.pop()), dim=1))
             decoded.append(y)
         decoded[-1] = self.last(decoded[-1])
         return decoded[::-1]

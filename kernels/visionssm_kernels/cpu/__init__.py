@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import wavefront
 from .conv import ConvJob, convolve
+from .instance_norm import instance_norm
 from .loops import WIDTHS
 from .norm_gate import norm_gate
 from .probe import why_broken
@@ -34,7 +35,7 @@ from .state_fusion import fuse_states
 from .threads import run_tasks
 
 __all__ = [
-    "CHUNK", "fuse_states", "norm_gate", "route_conv_backward", "route_conv_forward", "routed_scan_backward",
+    "CHUNK", "fuse_states", "instance_norm", "norm_gate", "route_conv_backward", "route_conv_forward", "routed_scan_backward",
     "routed_scan_forward", "warmup", "why_not",
 ]  # fmt: skip
 
@@ -267,6 +268,7 @@ def warmup() -> None:
     route_conv_backward(route_conv_forward(u, weight, None, None, True), u, weight, None, None, True)
     _sum_parts(torch.zeros(2, 4))
     norm_gate(u, u, None, None, True, 1e-5, 1.0)
+    instance_norm(u[0], None, None, 1e-5)
     fuse_states(u, torch.zeros(1, 4), torch.zeros(1, 2, dtype=torch.int64), 0)
     u, m = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 2)
     delta, A, B = torch.zeros(1, 1, 1, 2, 4), -torch.ones(2, 4, 2), torch.zeros(1, 1, 1, 2, 2)

@@ -477,10 +477,12 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         steps_of(positions, order, p.order_t, start, steps)
         if single:
             near = max(steps - AHEAD, 0)  # then come the first steps of the tile before
-            following[:near] = positions[steps - near : steps]
+            for t in range(near):
+                following[t] = positions[t + AHEAD]
             left = min(steps, CHUNK) - near if chunk > 0 else 0
             steps_of(following[near:], order, p.order_t, start - CHUNK, left)
-            following[near + left :] = positions[0]
+            for t in range(near + left, steps):
+                following[t] = positions[0]
             zero(db_rows, (steps + LANES - 1) // LANES)
             zero(dc_rows, (steps + LANES - 1) // LANES)
             for v in range(0, width, MOST):
@@ -505,7 +507,8 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
             continue
         coming = following[: CHUNK if chunk > 0 else 0]
         steps_of(coming, order, p.order_t, start - CHUNK, len(coming))
-        following[len(coming) :] = positions[0]
+        for t in range(len(coming), steps):
+            following[t] = positions[0]
         gather(b_rows, n_vectors, b_at, job.B.l, job.B.kind, positions, steps, N, coming)
         gather(c_rows, n_vectors, c_at, job.C.l, job.C.kind, positions, steps, N, coming)
         zero(db_rows, steps * n_vectors)
