@@ -117,3 +117,28 @@ def test_kernels_are_called_past_the_dispatcher_only_where_nothing_watches():
     seen = []
     torch.func.vmap(lambda row: (seen.append(is_plain_inference(row)), row)[1])(x)
     assert seen == [False]
+
+
+@pytest.mark.parametrize("channels", [1, 5, 48, 63])
+@pytest.mark.parametrize("size", [(1, 7), (2, 5, 9), (1, 11, 40, 50)])
+def test_instance_norm(size, channels):
+    x, weight, bias = 50 + torch.randn(*size, channels), torch.randn(channels), torch.randn(channels)
+    wanted = F.instance_norm(x.double().movedim(-1, 1), weight=weight.double(), bias=bias.double()).movedim(1, -1)
+    for backend in ("auto", "chunked"):
+        got = vk.instance_norm(x, weight, bias, backend=backend)
+        torch.testing.assert_close(got.double(), wanted, **TOLERANCES[torch.float32])
+    assert vk.instance_norm(x[:0], weight, bias).shape == (0, *size[1:], channels)
+
+
+def test_instance_norm_names_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"x must be \(B, \*S, C\), got \(3, 4\)"):
+        vk.instance_norm(torch.randn(3, 4))
+    with pytest.raises(ValueError, match=r"bias must be \(4,\), got \(3,\)"):
+        vk.instance_norm(torch.randn(2, 3, 4), torch.ones(4), torch.ones(3))
+
+
+def test_gradients_of_instance_norm_are_torchs():
+    x = torch.randn(2, 6, 5, requires_grad=True)
+    (got,) = torch.autograd.grad(vk.instance_norm(x).square().sum(), x)
+    (wanted,) = torch.autograd.grad(F.instance_norm(x.movedim(-1, 1)).square().sum(), x)
+    torch.testing.assert_close(got, wanted, **TOLERANCES[torch.float32])

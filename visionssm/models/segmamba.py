@@ -23,14 +23,8 @@ from torch import Tensor, nn
 
 from visionssm.checkpoints.load import PretrainedMixin
 from visionssm.checkpoints.segmamba import LAYOUT
-from visionssm.layers.segmentation import (
-    CONVS,
-    INSTANCE_NORMS,
-    SegmentationModel,
-    channels_last_in_inference,
-    monai_blocks,
-    with_own_layers,
-)
+from visionssm.layers.channels_last import channels_last_in_inference, use_channels_last
+from visionssm.layers.segmentation import CONVS, INSTANCE_NORMS, SegmentationModel, monai_blocks
 from visionssm.layers.typing import checkpointed, unscripted
 from visionssm.mixers import SequenceScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
@@ -240,7 +234,7 @@ class ResidualDecoder(nn.Module):
             for width, wider in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
         self.last = blocks.UnetrBasicBlock(spatial_dims, widths[0], widths[0], 3, 1, **kwargs)
-        with_own_layers(self)
+        use_channels_last(self)
 
     def forward(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """(B, in_chans, *S), the encoder's maps -> decoded maps of strides 1, 2, 4, ..., with `channels`."""
@@ -340,8 +334,14 @@ class SegMamba(PretrainedMixin, SegmentationModel):
             decoder=ResidualDecoder(in_chans=in_chans, dims=dims, spatial_dims=spatial_dims),
             head=CONVS[spatial_dims](dims[0], num_classes, 1),
         )
+        use_channels_last(self)
         self.any_size = any_size
         self.slices = counts
+
+    def decode(self, x: Tensor) -> list[Tensor]:
+        """(B, in_chans, *S), padded -> decoded maps, finest first."""
+        x = channels_last_in_inference(x)
+        return self.decoder(x, self.encoder(x))
 
     @unscripted
     def no_weight_decay(self) -> set[str]:

@@ -1,12 +1,19 @@
-"""What the segmentation networks share: layers that are torch's, with another path through memory in inference."""
+"""Layers that are torch's, with another path through memory in inference."""
 
 import pytest
 import torch
 from torch import nn
 
 from tests.tolerances import TOLERANCES
-from visionssm.layers.segmentation import CONVS, INSTANCE_NORMS, channels_last_in_inference, with_own_layers
+from visionssm.layers.channels_last import (
+    Conv3d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    channels_last_in_inference,
+    use_channels_last,
+)
 
+OURS = {2: InstanceNorm2d, 3: InstanceNorm3d}
 TORCHS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
@@ -17,7 +24,7 @@ def test_instance_norm(rank, affine, last):
     x = 30 + torch.randn((2, 5, 6, 7, 4)[: rank + 2])
     with torch.no_grad():
         x = channels_last_in_inference(x) if last else x
-    ours, theirs = INSTANCE_NORMS[rank](5, affine=affine), TORCHS[rank](5, affine=affine)
+    ours, theirs = OURS[rank](5, affine=affine), TORCHS[rank](5, affine=affine)
     for parameter in ours.parameters():
         nn.init.normal_(parameter)
     theirs.load_state_dict(ours.state_dict())
@@ -32,7 +39,7 @@ def test_instance_norm(rank, affine, last):
 def test_sums_of_a_whole_volume_stay_exact():
     x = 100 + torch.randn(1, 48, 48, 64, 3)
     with torch.no_grad():
-        got = INSTANCE_NORMS[3](48)(x)
+        got = InstanceNorm3d(48)(x)
     torch.testing.assert_close(got.double(), nn.InstanceNorm3d(48)(x.double()), **TOLERANCES[torch.float32])
 
 
@@ -40,9 +47,9 @@ def test_sums_of_a_whole_volume_stay_exact():
     "options", [{}, {"stride": 2, "bias": False}, {"padding": (1, 0, 2), "groups": 2, "dilation": 2}]
 )
 def test_conv3d(options):
-    ours, theirs = CONVS[3](4, 6, 3, **options), nn.Conv3d(4, 6, 3, **options)
+    ours, theirs = Conv3d(4, 6, 3, **options), nn.Conv3d(4, 6, 3, **options)
     theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(1, 4, 7, 8, 9)
+    x = torch.randn(1, 4, 17, 18, 19)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), **TOLERANCES[torch.float32])
     assert torch.equal(ours(x), theirs(x))
@@ -57,8 +64,8 @@ def test_layers_are_exchanged_where_they_do_the_same():
         nn.Conv3d(4, 4, 3, padding=1, padding_mode="replicate"),
     )
     before = list(module.state_dict())
-    assert with_own_layers(module) is module
+    assert use_channels_last(module) is module
     (conv, norm), statistics, same, replicate = module
-    assert (type(conv), type(norm), norm.eps) == (CONVS[3], INSTANCE_NORMS[3], 1e-3)
+    assert (type(conv), type(norm), norm.eps) == (Conv3d, InstanceNorm3d, 1e-3)
     assert [type(layer) for layer in (statistics, same, replicate)] == [nn.InstanceNorm2d, nn.Conv3d, nn.Conv3d]
     assert list(module.state_dict()) == before
