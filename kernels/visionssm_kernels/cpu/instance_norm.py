@@ -35,6 +35,7 @@ from .threads import Entry, reader, run_tasks
 __all__ = ["instance_norm"]
 
 _PIECE = 32768  # elements of a piece
+_ROWS = 512  # of a piece at most: so few add up exactly enough
 
 
 class NormJob(NamedTuple):
@@ -121,7 +122,7 @@ def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: fl
     y = torch.empty_like(x)
     if y.numel() == 0:
         return y
-    piece = max(1, _PIECE // channels)
+    piece = max(1, min(_ROWS, _PIECE // channels))
     pieces = -(-rows // piece)
     means, squares = torch.empty(2, batch, pieces, channels).unbind()
 
