@@ -5,6 +5,8 @@ Gradients, graphs, autocast and other devices see torch's own operations in the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_function
@@ -86,6 +88,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
 def use_channels_last(module: nn.Module) -> nn.Module:
     """Makes these layers of torch's convolutions and norms wherever they do the same; the state dict does not change."""
+    layer: Any
     for layer in module.modules():
         if type(layer) is nn.Conv3d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
             layer.__class__ = Conv3d

@@ -229,7 +229,7 @@ class ResidualDecoder(nn.Module):
             blocks.UnetrBasicBlock(spatial_dims, width, wider, 3, 1, **kwargs)
             for width, wider in itertools.pairwise(widths)
         )
-        self.ups = nn.ModuleList(
+        self.ups: Any = nn.ModuleList(
             blocks.UnetrUpBlock(spatial_dims, wider, width, 3, 2, **kwargs)
             for width, wider in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
