@@ -88,10 +88,10 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
 def use_channels_last(module: nn.Module) -> nn.Module:
     """Makes these layers of torch's convolutions and norms wherever they do the same; the state dict does not change."""
-    layer: Any
+    ours: dict[type, Any] = {nn.InstanceNorm2d: InstanceNorm2d, nn.InstanceNorm3d: InstanceNorm3d, nn.Conv3d: Conv3d}
     for layer in module.modules():
-        if type(layer) is nn.Conv3d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-            layer.__class__ = Conv3d
-        elif type(layer) in (nn.InstanceNorm2d, nn.InstanceNorm3d) and not layer.track_running_stats:
-            layer.__class__ = InstanceNorm2d if isinstance(layer, nn.InstanceNorm2d) else InstanceNorm3d
+        if isinstance(layer, nn.Conv3d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+            continue
+        if type(layer) in ours and not getattr(layer, "track_running_stats", False):
+            layer.__class__ = ours[type(layer)]
     return module
