@@ -49,6 +49,16 @@ def test_plain_scan_is_the_reference(steps: int, merge: str) -> None:
     torch.testing.assert_close(got_states, states, **TOLERANCES[torch.float64])
 
 
+@pytest.mark.parametrize(("segment", "phase"), [(5, 0), (5, 3), (16, 7), (40, 39)])
+def test_plain_scan_restarts(segment: int, phase: int) -> None:
+    B, steps, K, D, N = 2, 39, 3, 4, 2
+    u, delta, m = (torch.randn(B, steps, k, d, dtype=torch.float64) for k, d in ((1, D), (K, D), (K, N)))
+    args = (u, delta, -torch.rand(K, D, N, dtype=torch.float64), m, m.flip(1), None, None)
+    wanted = routed_scan(*args, segment=segment, phase=phase, backend="reference")
+    got, _, _ = export._scan(*args, None, True, "sum", False, False, "auto", segment, phase)
+    torch.testing.assert_close(got, wanted, **TOLERANCES[torch.float64])
+
+
 @pytest.mark.parametrize("scan", ["cross", "snake", "cross_rotate"])
 def test_routes_by_arithmetic_are_the_tables(scan: str) -> None:
     order = create_scan(scan)
@@ -81,6 +91,16 @@ def test_program_with_kernels_takes_any_size(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 72, 40)
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), model(x), **TOLERANCES[torch.float32])
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export itself
+@pytest.mark.slow
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_scan_that_starts_anew_is_exported(plain: bool, tmp_path: Path) -> None:
+    report = export_model(small(local_scan=4), tmp_path / "model.pt2", image_shape=SHAPE, plain=plain)
+    assert report.open_size
+    assert report.difference is not None
+    assert report.difference < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export itself

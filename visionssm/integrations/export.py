@@ -211,7 +211,8 @@ def _program(model: nn.Module, images: Tensor, open_size: bool) -> ExportedProgr
         raise ExportError(f"torch.export cannot follow the model: {_first_line(error)}{hint}") from error
     for node in program.graph.nodes:
         if node.op == "call_function" and str(node.target).startswith("visionssm.route"):
-            node.args = (*node.args[:-1], "auto")  # the last argument is the implementation
+            backend = [argument.name for argument in node.target._schema.arguments].index("backend")
+            node.args = (*node.args[:backend], "auto", *node.args[backend + 1 :])
     return program
 
 
@@ -246,7 +247,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, 
 
 def _scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, order: Tensor | None,
-    softplus: bool, merge: str, save_checkpoints: bool, save_states: bool, backend: str,
+    softplus: bool, merge: str, save_checkpoints: bool, save_states: bool, backend: str, segment: int = 0, phase: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`visionssm::routed_scan` for any number of steps: B batch, K routes, G chunks of `CHUNK` steps, D channels, N state."""
     u_BKTD, dt_BKTD, B_BKTN, C_BKTN = step_inputs(u, delta, B, C, bias, order, softplus)
@@ -261,14 +262,21 @@ def _scan(
 
     dt, inputs, B_, C_ = cut(dt_BKTD), cut(dt_BKTD * u_BKTD), cut(B_BKTN), cut(C_BKTN)
 
+    kept: tuple[Tensor, ...] = ()  # 0 where the state starts anew
+    if segment:
+        kept = cut(((torch.arange(steps, device=u.device) + phase) % segment != 0).to(A_K1DN.dtype).view(1, 1, -1, 1))
+
     def step(h_BKGDN: Tensor, s: int) -> Tensor:
+        h_BKGDN = h_BKGDN * kept[s].unsqueeze(-1) if kept else h_BKGDN
         return torch.exp(dt[s].unsqueeze(-1) * A_K1DN) * h_BKGDN + inputs[s].unsqueeze(-1) * B_[s].unsqueeze(-2)
 
     h = inputs[0].unsqueeze(-1) * B_[0].unsqueeze(-2)
     total = dt[0]
     for s in range(1, CHUNK):
         h, total = step(h, s), total + dt[s]
-    h = _carry(torch.exp(total.unsqueeze(-1) * A_K1DN), h)
+    decay = torch.exp(total.unsqueeze(-1) * A_K1DN)
+    decay = decay * torch.stack(kept).prod(0).unsqueeze(-1) if kept else decay
+    h = _carry(decay, h)
     readouts, states = [], []
     for s in range(CHUNK):
         h = step(h, s)
