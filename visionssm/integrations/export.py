@@ -211,7 +211,8 @@ def _program(model: nn.Module, images: Tensor, open_size: bool) -> ExportedProgr
         raise ExportError(f"torch.export cannot follow the model: {_first_line(error)}{hint}") from error
     for node in program.graph.nodes:
         if node.op == "call_function" and str(node.target).startswith("visionssm.route"):
-            backend = [argument.name for argument in node.target._schema.arguments].index("backend")
+            operator: Any = node.target
+            backend = [argument.name for argument in operator._schema.arguments].index("backend")
             node.args = (*node.args[:backend], "auto", *node.args[backend + 1 :])
     return program
 
