@@ -1,8 +1,7 @@
 """A linear layer, in inference on CPUs by the faster of the two libraries that torch brings for float32 products.
 
 torch multiplies float32 matrices with MKL, which keeps its AVX-512 code for Intel's processors; convolutions go through oneDNN,
-which does not. On others' AVX-512 processors a product in oneDNN takes about half the time. Anything but plain inference
-in float32 (`is_plain_inference`) is torch's own `linear`.
+which does not. Anything but plain inference in float32 (`is_plain_inference`) is torch's own `linear`.
 """
 
 from __future__ import annotations

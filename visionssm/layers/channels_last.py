@@ -26,7 +26,7 @@ def _infers_on_cpu(x: Tensor) -> bool:
 
 @register_notrace_function  # its branch depends on modes, which FX does not know
 def channels_last_in_inference(x: Tensor) -> Tensor:
-    """The same values; in inference on CPUs with the channels last in memory, where convolutions take two thirds of the time."""
+    """The same values; in inference on CPUs with the channels last in memory."""
     if not torch.jit.is_scripting():
         if _infers_on_cpu(x):
             return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
