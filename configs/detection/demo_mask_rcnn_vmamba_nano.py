@@ -84,7 +84,7 @@ param_scheduler = [
 ]
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10))
 default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=5, max_keep_ckpts=1, save_best="coco/bbox_mAP_50")
+    logger=dict(interval=25), checkpoint=dict(interval=5, max_keep_ckpts=2, save_best="coco/bbox_mAP_50")
 )
 work_dir = "runs/demo_detection"
 randomness = dict(seed=0)

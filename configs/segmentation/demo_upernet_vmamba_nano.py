@@ -85,6 +85,6 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", begin=0, end=steps, T_max=steps, by_epoch=False),
 ]
 optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=10))
-default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=500, max_keep_ckpts=1, save_best="mIoU"))
+default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=500, max_keep_ckpts=2, save_best="mIoU"))
 work_dir = "runs/demo_segmentation"
 randomness = dict(seed=0)

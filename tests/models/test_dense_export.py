@@ -37,13 +37,19 @@ def reloaded(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     return torch.jit.load(file)
 
 
+def of_torch(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """By torch's own operations, which graphs hold; plain inference has kernels that round in another order."""
+    with torch.enable_grad():
+        return model(x).detach()
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_traces_and_saves(name: str) -> None:
     model, x, _ = model_and_inputs(name)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # a trace holds for the traced size
         traced = reloaded(torch.jit.trace(model, x, check_trace=False))
-        torch.testing.assert_close(traced(x), model(x), **TOLERANCE)
+        torch.testing.assert_close(traced(x), of_torch(model, x), **TOLERANCE)
 
 
 @pytest.mark.slow
@@ -52,7 +58,7 @@ def test_compiles_into_one_graph(name: str) -> None:
     model, x, _ = model_and_inputs(name)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(x), model(x), **TOLERANCE)
+        torch.testing.assert_close(compiled(x), of_torch(model, x), **TOLERANCE)
     torch._dynamo.reset()
 
 
@@ -64,7 +70,7 @@ def test_exports(name: str, tmp_path) -> None:
         warnings.simplefilter("ignore")  # torch's own while exporting
         torch.export.save(torch.export.export(model, (x,), strict=False), tmp_path / "model.pt2")
         loaded = torch.export.load(tmp_path / "model.pt2").module()
-        torch.testing.assert_close(loaded(x), model(x), **TOLERANCE)
+        torch.testing.assert_close(loaded(x), of_torch(model, x), **TOLERANCE)
 
 
 @pytest.mark.slow
@@ -76,7 +82,7 @@ def test_restorers_export_with_open_height_and_width(name: str) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(model, (x,), dynamic_shapes=open_size, strict=False)
-        torch.testing.assert_close(program.module()(other), model(other), **TOLERANCE)
+        torch.testing.assert_close(program.module()(other), of_torch(model, other), **TOLERANCE)
 
 
 def deviation(got: torch.Tensor, wanted: torch.Tensor) -> float:

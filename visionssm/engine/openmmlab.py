@@ -198,6 +198,11 @@ def train(
             f"{folder} already holds a run; continue it with --resume auto, start anew with --overwrite, "
             "or choose another work_dir"
         )
+    saving = config.get("default_hooks", {}).get("checkpoint") or {}
+    if (
+        saving.get("max_keep_ckpts") == 1
+    ):  # MMEngine removes the oldest before it writes the next: a kill would leave none
+        saving["max_keep_ckpts"] = 2
     start = time.perf_counter()
     runner = open_runner(config)
     barrier()
