@@ -14,7 +14,7 @@ help:
 	@echo "make demo-detection, make demo-segmentation"
 	@echo "                    train a small Mask R-CNN or UperNet on digits drawn on photographs (no download)"
 	@echo "make test           the whole test suite, without the tests that need a GPU or a network"
-	@echo "make test-fast      two cases of every test that is not slow: minutes"
+	@echo "make test-fast      three cases of every test that is not slow: minutes"
 	@echo "make test-gpu       the tests that need a GPU"
 	@echo "make lint           ruff (format and lint), pyright, layer contracts"
 	@echo "make format         let ruff rewrite what it can"
@@ -66,7 +66,7 @@ test: $(BIN)/.dev
 	@$(PYTEST) -m "not gpu and not network"
 
 test-fast: $(BIN)/.dev
-	@$(PYTEST) -m "not gpu and not network and not slow" --cases 2
+	@$(PYTEST) -m "not gpu and not network and not slow" --cases 3
 
 test-gpu: $(BIN)/.dev
 	@$(BIN)/python -m pytest -m gpu
