@@ -71,7 +71,13 @@ def norm_gate(
 
 
 def instance_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5, backend: str = "auto"
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    inplace: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
     """Every channel of every sample to mean 0 and variance 1 over its positions, then * weight + bias.
 
@@ -80,6 +86,7 @@ def instance_norm(
         weight: (C,) or None.
         bias: (C,) or None.
         eps: added to the variance, which is that of the sample (divided by the number of positions).
+        inplace: whether the memory of x may be used for the result.
         backend: "auto" or a name of `backends()`; only "numba" has a kernel of its own.
 
     Returns:
@@ -102,5 +109,5 @@ def instance_norm(
         and is_plain_inference(*tensors)
         and not torch.is_autocast_enabled("cpu")
     ):
-        return module_of(name).instance_norm(x.flatten(1, -2), weight, bias, eps).view(x.shape)
+        return module_of(name).instance_norm(x.flatten(1, -2), weight, bias, eps, inplace).view(x.shape)
     return F.instance_norm(x.movedim(-1, 1), weight=weight, bias=bias, eps=eps).movedim(1, -1)

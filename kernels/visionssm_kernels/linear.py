@@ -27,13 +27,14 @@ def _onednn() -> object | None:
     return None if operators is None else operators.default
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weight^T + bias, as `torch.nn.functional.linear`.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """x weight^T + bias, as `torch.nn.functional.linear`, or the GELU of that.
 
     Args:
         x: (..., C).
         weight: (C', C).
         bias: (C',) or None.
+        gelu: whether to apply the exact GELU, as part of the product where oneDNN computes it.
 
     Returns:
         (..., C') in the dtype of torch's operation; in inference rounded in another order.
@@ -46,5 +47,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.enabled
     ):
-        return product(x, weight, bias, "none", [], "")  # pyright: ignore
-    return F.linear(x, weight, bias)
+        return product(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")  # pyright: ignore
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y

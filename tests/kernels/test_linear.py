@@ -28,6 +28,13 @@ def test_linear(shape, bias):
     assert got.is_contiguous()
 
 
+@pytest.mark.parametrize("rows", [3, 200])
+def test_gelu(rows):
+    x, weight, bias = torch.randn(rows, 24), torch.randn(33, 24), torch.randn(33)
+    wanted = F.gelu(F.linear(x.double(), weight.double(), bias.double()))
+    torch.testing.assert_close(vk.linear(x, weight, bias, gelu=True).double(), wanted, **TOLERANCES[torch.float32])
+
+
 @has_onednn
 def test_plain_inference_leaves_torchs_product(monkeypatch):
     x, layer = torch.randn(4, 49, 32), Linear(32, 64)

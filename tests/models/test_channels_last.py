@@ -69,3 +69,16 @@ def test_layers_are_exchanged_where_they_do_the_same():
     assert (type(conv), type(norm), norm.eps) == (Conv3d, InstanceNorm3d, 1e-3)
     assert [type(layer) for layer in (statistics, same, replicate)] == [nn.InstanceNorm2d, nn.Conv3d, nn.Conv3d]
     assert list(module.state_dict()) == before
+
+
+def test_memory_of_the_input_is_used_only_in_inference_and_only_if_allowed():
+    for inplace in (False, True):
+        norm, x = InstanceNorm3d(3, inplace=inplace), torch.randn(2, 3, 4, 5, 6)
+        with torch.no_grad():
+            x = channels_last_in_inference(x)
+            before, got = x.clone(), norm(x)
+        assert (got.data_ptr() == x.data_ptr()) is inplace
+        torch.testing.assert_close(got, nn.InstanceNorm3d(3)(before), **TOLERANCES[torch.float32])
+        after = x.clone()
+        norm(x)  # with gradients
+        assert torch.equal(x, after)

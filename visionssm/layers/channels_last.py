@@ -35,11 +35,13 @@ def channels_last_in_inference(x: Tensor) -> Tensor:
 
 
 @register_notrace_function
-def _instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, inplace: bool) -> Tensor:
     if not torch.jit.is_scripting():
         if _infers_on_cpu(x):
             x = channels_last_in_inference(x)
-            return visionssm_kernels.instance_norm(x.movedim(1, -1), weight, bias, eps=eps).movedim(-1, 1)
+            return visionssm_kernels.instance_norm(x.movedim(1, -1), weight, bias, eps=eps, inplace=inplace).movedim(
+                -1, 1
+            )
         return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
     return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
 
@@ -71,27 +73,50 @@ class Conv3d(nn.Conv3d):
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """torch's, without running statistics; in inference on CPUs with the channels last in memory."""
+    """torch's, without running statistics; in inference on CPUs with the channels last in memory.
+
+    Args:
+        inplace: whether in inference the result may take the memory of the input.
+    """
+
+    def __init__(self, *args: Any, inplace: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return _instance_norm(x, self.weight, self.bias, self.eps)
+        return _instance_norm(x, self.weight, self.bias, self.eps, self.inplace)
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """torch's, without running statistics; in inference on CPUs with the channels last in memory."""
+    """torch's, without running statistics; in inference on CPUs with the channels last in memory.
+
+    Args:
+        inplace: whether in inference the result may take the memory of the input.
+    """
+
+    def __init__(self, *args: Any, inplace: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, C, D, H, W)."""
-        return _instance_norm(x, self.weight, self.bias, self.eps)
+        return _instance_norm(x, self.weight, self.bias, self.eps, self.inplace)
 
 
-def use_channels_last(module: nn.Module) -> nn.Module:
-    """Makes these layers of torch's convolutions and norms wherever they do the same; the state dict does not change."""
+def use_channels_last(module: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Makes these layers of torch's convolutions and norms wherever they do the same; the state dict does not change.
+
+    Args:
+        module: whose layers are exchanged.
+        inplace: whether its norms' inputs are used by nothing else, as those right after a convolution.
+    """
     ours: dict[type, Any] = {nn.InstanceNorm2d: InstanceNorm2d, nn.InstanceNorm3d: InstanceNorm3d, nn.Conv3d: Conv3d}
+    layer: Any
     for layer in module.modules():
         if isinstance(layer, nn.Conv3d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
             continue
         if type(layer) in ours and not getattr(layer, "track_running_stats", False):
             layer.__class__ = ours[type(layer)]
+            layer.inplace = inplace
     return module

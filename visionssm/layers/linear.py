@@ -15,12 +15,13 @@ __all__ = ["Linear", "Mlp", "project"]
 
 
 @register_notrace_function  # its branch depends on modes and sizes, which FX does not know
-def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weight^T + bias: (..., C), (C', C), (C',) -> (..., C')."""
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """x weight^T + bias, or its GELU: (..., C), (C', C), (C',) -> (..., C')."""
     if not torch.jit.is_scripting():
-        return visionssm_kernels.linear(x, weight, bias)
+        return visionssm_kernels.linear(x, weight, bias, gelu=gelu)
     else:
-        return F.linear(x, weight, bias)
+        y = F.linear(x, weight, bias)
+        return F.gelu(y) if gelu else y
 
 
 class Linear(nn.Linear):
@@ -42,9 +43,8 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden)
-        self.act = nn.GELU()
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(project(x, self.fc1.weight, self.fc1.bias, True))

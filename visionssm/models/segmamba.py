@@ -234,7 +234,7 @@ class ResidualDecoder(nn.Module):
             for width, wider in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
         self.last = blocks.UnetrBasicBlock(spatial_dims, widths[0], widths[0], 3, 1, **kwargs)
-        use_channels_last(self)
+        use_channels_last(self, inplace=True)  # MONAI's norms follow convolutions
 
     def forward(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """(B, in_chans, *S), the encoder's maps -> decoded maps of strides 1, 2, 4, ..., with `channels`."""

@@ -115,11 +115,11 @@ def _norm(at):
     restore_float_mode(mode)
 
 
-def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """y (B, R, C): see `visionssm_kernels.fused`; everything float32."""
+def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, inplace: bool = False) -> Tensor:
+    """y (B, R, C), where x was if `inplace` and it is contiguous: see `visionssm_kernels.fused`; everything float32."""
     x = x.contiguous()
     batch, rows, channels = x.shape
-    y = torch.empty_like(x)
+    y = x if inplace else torch.empty_like(x)
     if y.numel() == 0:
         return y
     piece = max(1, min(_ROWS, _PIECE // channels))
