@@ -118,5 +118,5 @@ def use_channels_last(module: nn.Module, *, inplace: bool = False) -> nn.Module:
             continue
         if type(layer) in ours and not getattr(layer, "track_running_stats", False):
             layer.__class__ = ours[type(layer)]
-            layer.inplace = inplace
+            layer.inplace = inplace  # pyright: ignore[reportArgumentType]  (of norms a flag, no module)
     return module
