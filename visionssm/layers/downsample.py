@@ -1,5 +1,7 @@
 """Downsampling between stages, (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C')."""
 
+# ruff: noqa: RET505  (TorchScript leaves out the branch of `else` only if there is one)
+
 from __future__ import annotations
 
 import torch
@@ -8,22 +10,37 @@ from timm.layers import SqueezeExcite
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
+from visionssm_kernels import linear
+from visionssm_kernels.backends import is_plain_inference
+
 from .conv_norm import ConvNorm
 from .linear import Linear
 
 __all__ = ["ConvDownsample", "InvertedMerging", "PatchMerging"]
 
 
-@register_notrace_function  # its branch depends on sizes, which FX does not know
-def cheaper_format(x: Tensor, weight: Tensor) -> Tensor:
-    """A channels-last map on its way to a convolution on the CPU, as NCHW if that is less to copy.
+_HEAVY = 8  # times as many weights as values of the map
+
+
+@register_notrace_function  # its branches depend on sizes and modes, which FX does not know
+def halve(x_BHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3x3 convolution of stride 2: (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C').
 
     torch brings map and weight to one memory format at every call, which for a channels-last map means the weight: on small
-    maps of many channels that takes longer than the convolution.
+    maps of many channels that takes longer than the convolution. There the map is brought to NCHW, or in inference the
+    neighbourhoods are collected for one product with the weight as it is.
     """
-    if torch.jit.is_scripting() or torch.compiler.is_compiling():
-        return x
-    return x.contiguous() if x.device.type == "cpu" and weight.numel() > x.numel() else x
+    if not torch.jit.is_scripting():
+        x = x_BHWC.permute(0, 3, 1, 2)
+        if not torch.compiler.is_compiling() and x.device.type == "cpu" and weight.numel() > x.numel():
+            heavy = weight.numel() > _HEAVY * x.numel() and x.dtype == weight.dtype == torch.float32
+            if heavy and is_plain_inference(x, weight, bias):
+                rows_BLC = F.unfold(x, 3, padding=1, stride=2).transpose(1, 2)
+                return linear(rows_BLC, weight.flatten(1), bias).unflatten(1, ((x.shape[2] + 1) // 2, -1))
+            x = x.contiguous()
+        return F.conv2d(x, weight, bias, 2, 1).permute(0, 2, 3, 1)
+    else:
+        return F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight, bias, 2, 1).permute(0, 2, 3, 1)
 
 
 class PatchMerging(nn.Module):
@@ -64,8 +81,7 @@ class ConvDownsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, ceil(H/2), ceil(W/2), out_dim)."""
-        x = cheaper_format(x.permute(0, 3, 1, 2), self.conv.weight)
-        return self.norm(self.conv(x).permute(0, 2, 3, 1))
+        return self.norm(halve(x, self.conv.weight, self.conv.bias))
 
 
 class InvertedMerging(nn.Module):
