@@ -6,7 +6,7 @@ python tools/train_segmentation.py configs/segmentation/demo_upernet_vmamba_nano
 _base_ = "./_base_/upernet_160k_ade20k.py"
 
 # Drawn by the tool where they are not there yet. Where ink may be lighter or darker than its ground, a loss on pixels long leaves
-# the classes at chance (a detector's does not: its boxes align the digits); light ink is learnt within a few hundred steps.
+# the classes at chance (a detector's does not: its boxes align the digits); light ink is learnt much sooner.
 digit_scenes = dict(root="runs/light_digit_scenes", training=1200, digits=(2, 5), sizes=(32, 60), ink="light")
 classes = ("background", *"0123456789")
 palette = [[30, 30, 30], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]]

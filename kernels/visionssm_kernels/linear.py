@@ -7,6 +7,7 @@ which does not. Anything but plain inference in float32 (`is_plain_inference`) i
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +17,15 @@ from .backends import is_plain_inference
 
 __all__ = ["linear"]
 
-_LEAST_ROWS = 48  # with fewer there is little to gain, and oneDNN prepares each new shape for about a millisecond
+_LEAST_ROWS = 48  # with fewer there is little to gain, and oneDNN prepares code for each new shape
 
 
 @cache
-def _onednn() -> object | None:
+def _onednn() -> Any:
     """The product in oneDNN, or None where it is missing or has no AVX-512 to use."""
     found = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    operators = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if found else None
-    return None if operators is None else operators.default
+    overloads = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if found else None
+    return None if overloads is None else overloads.default
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
@@ -47,6 +48,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.enabled
     ):
-        return product(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")  # pyright: ignore
+        return product(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y

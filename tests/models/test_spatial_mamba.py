@@ -101,7 +101,7 @@ def test_weights_serve_any_scan_order() -> None:
     snake.load_state_dict(raster.state_dict())
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert (raster(x) - snake(x)).abs().max() > 1e-4  # many times float32's rounding
+        assert not torch.allclose(raster(x), snake(x), atol=1e-3)
 
 
 def test_weight_decay_is_that_of_the_published_training() -> None:

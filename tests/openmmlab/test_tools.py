@@ -143,9 +143,8 @@ def test_a_killed_training_resumes(scenes: Path, monkeypatch, tmp_path: Path) ->
     """Killed without warning in its second epoch, it goes on from the first and does not train that again."""
     output = tmp_path / "run"
     arguments = command("detection", scenes, output, epochs=50)
-    arguments[1:1] = [
-        "default_hooks.checkpoint.max_keep_ckpts=1"
-    ]  # never takes the last one away before the next is there
+    one = "default_hooks.checkpoint.max_keep_ckpts=1"
+    arguments.insert(1, one)
     process = subprocess.Popen(
         [sys.executable, ROOT / "tools" / "train_detection.py", *arguments],
         stdout=subprocess.DEVNULL,
@@ -159,11 +158,14 @@ def test_a_killed_training_resumes(scenes: Path, monkeypatch, tmp_path: Path) ->
     process.wait()
     begun = torch.load(Path((output / "last_checkpoint").read_text()), weights_only=False)["meta"]["epoch"]
     arguments = command("detection", scenes, output, "--resume", "auto", epochs=begun + 1)
+    arguments.insert(1, one)
     run("train_detection", monkeypatch, *arguments)
     log = max(output.glob("*/*.log")).read_text()
     assert f"Epoch(train) [{begun + 1}]" in log.replace("  ", " ") or f"resumed epoch: {begun}" in log
     assert f"Epoch(train) [{begun}]" not in log.replace("  ", " ")
     assert json.loads((output / "metrics.json").read_text())["scores"]
+    # the one before is not taken away until the next is there, so a second is kept
+    assert [(output / f"epoch_{epoch}.pth").is_file() for epoch in (begun, begun + 1)] == [True, True]
 
 
 @pytest.mark.parametrize(

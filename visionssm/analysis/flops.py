@@ -94,9 +94,8 @@ class _Formulas:
         u, A, order = shapes[0], shapes[2], shapes[7] if len(shapes) > 7 else None
         steps = u[1] if order is None else order[-1]
         scan = _registered(_ours.routed_scan, *shapes[:15], **options)
-        product = (
-            _registered(_ours.routed_scan, *shapes, **options) - scan
-        )  # by a dt_weight; ahead of the scan it is a `_bmm`
+        # the rest is the product by a dt_weight, the last argument, which ahead of the scan is a `_bmm`
+        product = _registered(_ours.routed_scan, *shapes, **options) - scan
         self.scan += scan
         self.scan_short += u[0] * steps * A[0] * A[1] * (5 * A[2] + 2)
         self.saved += product - product // A[0]

@@ -199,10 +199,8 @@ def train(
             "or choose another work_dir"
         )
     saving = config.get("default_hooks", {}).get("checkpoint") or {}
-    if (
-        saving.get("max_keep_ckpts") == 1
-    ):  # MMEngine removes the oldest before it writes the next: a kill would leave none
-        saving["max_keep_ckpts"] = 2
+    if saving.get("max_keep_ckpts") == 1:
+        saving["max_keep_ckpts"] = 2  # MMEngine removes the oldest before it writes the next: a kill would leave none
     start = time.perf_counter()
     runner = open_runner(config)
     barrier()

@@ -3,6 +3,8 @@
 Gradients, graphs, autocast and other devices see torch's own operations in the layout that they get.
 """
 
+# ruff: noqa: SIM102  (TorchScript leaves out a branch for `is_scripting` alone)
+
 from __future__ import annotations
 
 from typing import Any
@@ -30,7 +32,6 @@ def channels_last_in_inference(x: Tensor) -> Tensor:
     if not torch.jit.is_scripting():
         if _infers_on_cpu(x):
             return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-        return x
     return x
 
 
@@ -38,11 +39,8 @@ def channels_last_in_inference(x: Tensor) -> Tensor:
 def _instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, inplace: bool) -> Tensor:
     if not torch.jit.is_scripting():
         if _infers_on_cpu(x):
-            x = channels_last_in_inference(x)
-            return visionssm_kernels.instance_norm(x.movedim(1, -1), weight, bias, eps=eps, inplace=inplace).movedim(
-                -1, 1
-            )
-        return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+            x = channels_last_in_inference(x).movedim(1, -1)
+            return visionssm_kernels.instance_norm(x, weight, bias, eps=eps, inplace=inplace).movedim(-1, 1)
     return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
 
 
@@ -60,7 +58,6 @@ def _conv3d(
         able = _infers_on_cpu(x) and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
         if able and x.shape[2:].numel() >= _LEAST_POSITIONS:
             return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
-        return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
     return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -72,7 +69,7 @@ class Conv3d(nn.Conv3d):
         return _conv3d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # pyright: ignore
 
 
-class InstanceNorm2d(nn.InstanceNorm2d):
+class _InstanceNorm(nn.Module):
     """torch's, without running statistics; in inference on CPUs with the channels last in memory.
 
     Args:
@@ -84,24 +81,16 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return _instance_norm(x, self.weight, self.bias, self.eps, self.inplace)
+        """(B, C, *S) -> (B, C, *S)."""
+        return _instance_norm(x, self.weight, self.bias, self.eps, self.inplace)  # pyright: ignore
 
 
-class InstanceNorm3d(nn.InstanceNorm3d):
-    """torch's, without running statistics; in inference on CPUs with the channels last in memory.
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    """Of images."""
 
-    Args:
-        inplace: whether in inference the result may take the memory of the input.
-    """
 
-    def __init__(self, *args: Any, inplace: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.inplace = inplace
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, C, D, H, W)."""
-        return _instance_norm(x, self.weight, self.bias, self.eps, self.inplace)
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    """Of volumes."""
 
 
 def use_channels_last(module: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -111,12 +100,12 @@ def use_channels_last(module: nn.Module, *, inplace: bool = False) -> nn.Module:
         module: whose layers are exchanged.
         inplace: whether its norms' inputs are used by nothing else, as those right after a convolution.
     """
-    ours: dict[type, Any] = {nn.InstanceNorm2d: InstanceNorm2d, nn.InstanceNorm3d: InstanceNorm3d, nn.Conv3d: Conv3d}
+    norms: dict[type, Any] = {nn.InstanceNorm2d: InstanceNorm2d, nn.InstanceNorm3d: InstanceNorm3d}
     layer: Any
     for layer in module.modules():
-        if isinstance(layer, nn.Conv3d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
-            continue
-        if type(layer) in ours and not getattr(layer, "track_running_stats", False):
-            layer.__class__ = ours[type(layer)]
-            layer.inplace = inplace  # pyright: ignore[reportArgumentType]  (of norms a flag, no module)
+        if type(layer) is nn.Conv3d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+            layer.__class__ = Conv3d
+        elif type(layer) in norms and not layer.track_running_stats:
+            layer.__class__ = norms[type(layer)]
+            layer.inplace = inplace  # pyright: ignore[reportArgumentType]
     return module

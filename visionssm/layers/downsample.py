@@ -1,6 +1,6 @@
 """Downsampling between stages, (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C')."""
 
-# ruff: noqa: RET505  (TorchScript leaves out the branch of `else` only if there is one)
+# ruff: noqa: SIM102  (TorchScript leaves out a branch for `is_scripting` alone)
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from timm.layers import SqueezeExcite
 from timm.models._features_fx import register_notrace_function
 from torch import Tensor, nn
 
-from visionssm_kernels import linear
 from visionssm_kernels.backends import is_plain_inference
 
 from .conv_norm import ConvNorm
-from .linear import Linear
+from .linear import Linear, project
 
 __all__ = ["ConvDownsample", "InvertedMerging", "PatchMerging"]
-
 
 _HEAVY = 8  # times as many weights as values of the map
 
@@ -30,17 +28,15 @@ def halve(x_BHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     maps of many channels that takes longer than the convolution. There the map is brought to NCHW, or in inference the
     neighbourhoods are collected for one product with the weight as it is.
     """
+    x = x_BHWC.permute(0, 3, 1, 2)
     if not torch.jit.is_scripting():
-        x = x_BHWC.permute(0, 3, 1, 2)
         if not torch.compiler.is_compiling() and x.device.type == "cpu" and weight.numel() > x.numel():
             heavy = weight.numel() > _HEAVY * x.numel() and x.dtype == weight.dtype == torch.float32
             if heavy and is_plain_inference(x, weight, bias):
                 rows_BLC = F.unfold(x, 3, padding=1, stride=2).transpose(1, 2)
-                return linear(rows_BLC, weight.flatten(1), bias).unflatten(1, ((x.shape[2] + 1) // 2, -1))
+                return project(rows_BLC, weight.flatten(1), bias).unflatten(1, ((x.shape[2] + 1) // 2, -1))
             x = x.contiguous()
-        return F.conv2d(x, weight, bias, 2, 1).permute(0, 2, 3, 1)
-    else:
-        return F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight, bias, 2, 1).permute(0, 2, 3, 1)
+    return F.conv2d(x, weight, bias, 2, 1).permute(0, 2, 3, 1)
 
 
 class PatchMerging(nn.Module):

@@ -1,7 +1,5 @@
 """Linear layers whose products are `visionssm_kernels.linear`."""
 
-# ruff: noqa: RET505  (TorchScript leaves out the branch of `else` only if there is one)
-
 from __future__ import annotations
 
 import torch
@@ -19,9 +17,8 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = 
     """x weight^T + bias, or its GELU: (..., C), (C', C), (C',) -> (..., C')."""
     if not torch.jit.is_scripting():
         return visionssm_kernels.linear(x, weight, bias, gelu=gelu)
-    else:
-        y = F.linear(x, weight, bias)
-        return F.gelu(y) if gelu else y
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
 
 
 class Linear(nn.Linear):

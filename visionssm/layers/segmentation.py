@@ -19,9 +19,6 @@ from .typing import unscripted
 __all__ = ["CONVS", "INSTANCE_NORMS", "SegmentationModel", "monai_blocks"]
 
 CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
-
-
-CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
 INSTANCE_NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 

@@ -18,7 +18,7 @@ Legend: B batch, L positions, D channels of a route, N state, K routes, Ku 1 or 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List, Optional  # noqa: UP035  (TorchScript reads these)
+from typing import TYPE_CHECKING, Any, List, Optional  # noqa: UP035  (TorchScript reads these)
 
 import torch
 from timm.models._features_fx import register_notrace_module
@@ -104,8 +104,7 @@ class ScanCore(nn.Module):
         if low_rank is not None and not 1 <= low_rank <= d_state:
             raise ValueError(f"low_rank must be in 1..d_state = 1..{d_state}, or None, got {low_rank}")
         self.dims = (dt_rank, d_state, d_state)
-        self.local_scan = local_scan
-        self.kernel = RoutedScan(segment_of(local_scan))
+        self.kernel: Any = RoutedScan(segment_of(local_scan))
         self.x_proj = nn.Parameter(torch.empty(routes, sum(self.dims), channels))
         self.dt_proj = nn.Parameter(torch.empty(routes, channels, dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(routes, channels))
@@ -160,7 +159,7 @@ class ScanCore(nn.Module):
         U_KNr, V_KNr = self.state_U, self.state_V
         inside = False
         if not torch.jit.is_scripting():
-            inside = U_KNr is None and pieces is None and self.local_scan is None
+            inside = U_KNr is None and pieces is None and self.kernel.segment < 0
             inside = inside and projects_in_scan(u_BLKD, dt_low, self.dims[1])
         delta_BLKD = dt_low if inside else project_routes(dt_low, self.dt_proj)
         dt_weight = self.dt_proj if inside else None

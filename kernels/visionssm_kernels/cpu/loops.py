@@ -9,8 +9,8 @@ is served by the same code. All arguments are addresses of scratch memory and by
     h, carry, da    one vector per state, contiguous: read before and written after the loop
     kept, decays    (steps, G) vectors, contiguous: the states after, and the decays of, every step
 
-Two more work on the rows of float32 tensors themselves, for W whole vectors of channels: a row of step t is at
-`..._at + positions[t] * ..._stride` bytes. They ask for the rows of the next tile, at the positions `following`.
+Those named after rows work on the rows of float32 tensors themselves, for W whole vectors of channels: a row of step t is at
+`..._at + positions[t] * ..._stride` bytes. They ask for rows needed soon, at the positions `following`.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, addin
         u_rows.go(here, next_), delta_rows.go(here, next_), y_rows.go(here, next_)
         b, c = (e.load_splat(e.offset(at, here, stride)) for at, stride in ((b_at, b_stride), (c_at, c_stride)))
 
-        def advance(v: int) -> tuple[ir.Value, ir.Value]:
+        def advance(v: int) -> ir.Value:
             u_rows.ask(v), delta_rows.ask(v), y_rows.ask(v)
             u, dt = u_rows.load(v), e.softplus(e.b.fadd(delta_rows.load(v), bias[v]))
             state = e.fma(e.exp2(dt, rate[v]), h[v], e.b.fmul(e.b.fmul(dt, u), b))

@@ -479,25 +479,26 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
             near = max(steps - AHEAD, 0)  # then come the first steps of the tile before
             for t in range(near):
                 following[t] = positions[t + AHEAD]
-            left = min(steps, CHUNK) - near if chunk > 0 else 0
-            steps_of(following[near:], order, p.order_t, start - CHUNK, left)
-            for t in range(near + left, steps):
-                following[t] = positions[0]
+            if chunk > 0:
+                steps_of(following[near:], order, p.order_t, start - CHUNK, steps - near)
+            else:
+                for t in range(near, steps):
+                    following[t] = positions[0]
             zero(db_rows, (steps + LANES - 1) // LANES)
             zero(dc_rows, (steps + LANES - 1) // LANES)
             for v in range(0, width, MOST):
-                w, c4, c1 = min(width - v, MOST), v * LANES * 4, v * LANES_BYTES
+                w, c1 = min(width - v, MOST), v * LANES_BYTES
                 if chunk == 0:
                     zero(h, w)
                 else:
                     for i in range(w):
                         store(load(checkpoint + ((chunk - 1) * p.channels + (v + i) * LANES) * 4), h + i * LANES_BYTES)
                 replay_rows(
-                    w, u_at + c4, job.u.l, delta_at + c4, job.delta.l, dy_at + c4, job.dy.l, du_at + c4, job.du.l,
-                    ddelta_at + c4, job.ddelta.l, b_at, job.B.l, bias + c1, a_log2 + c1, h, steps_kept, here, there, steps,
+                    w, u_at + c1, job.u.l, delta_at + c1, job.delta.l, dy_at + c1, job.dy.l, du_at + c1, job.du.l,
+                    ddelta_at + c1, job.ddelta.l, b_at, job.B.l, bias + c1, a_log2 + c1, h, steps_kept, here, there, steps,
                 )  # fmt: skip
                 retreat_rows(
-                    w, u_at + c4, job.u.l, dy_at + c4, job.dy.l, du_at + c4, job.du.l, ddelta_at + c4, job.ddelta.l,
+                    w, u_at + c1, job.u.l, dy_at + c1, job.dy.l, du_at + c1, job.du.l, ddelta_at + c1, job.ddelta.l,
                     b_at, job.B.l, c_at, job.C.l, db_rows, dc_rows, skip + c1, a + c1, carry + c1, da + c1, dskip + c1,
                     dbias + c1, steps_kept, here, 0 if first else LANES, steps,
                 )  # fmt: skip

@@ -185,9 +185,7 @@ class Emitter:
             step, at = self.to_grid(z, 16, factor)
             # -inf leaves NaN here, which scalef takes to 0 for a step of -inf, as it should
             rest = self.b.fsub(z, step) if factor is None else self.fma(z, factor, self.b.fneg(step))
-            power = self.look_up(_POWERS, at)
-            change = self.b.fmul(self.polynomial(_EXP2_NEAR, rest), rest)
-            return self.avx512("scalef", self.fma(power, change, power), step)
+            return self.power_near(_EXP2_NEAR, rest, step, at)
         z = z if factor is None else self.b.fmul(z, factor)
         z = self.select("<", self.constant(128.0), self.select(">", self.constant(-127.0), z))
         whole, power = self.nearest(z)
@@ -203,10 +201,12 @@ class Emitter:
         """table[at % 16] (AVX-512)."""
         return self.call("llvm.x86.avx512.permvar.sf.512", _VEC, ir.Constant(_VEC, list(table)), at)
 
-    def avx512(self, name: str, x: ir.Value, y: ir.Value) -> ir.Value:
-        """scalef: x times 2 to the floor of y, with no lane masked out."""
-        every, mode = ir.Constant(ir.IntType(16), 0xFFFF), ir.Constant(_I32, 4)
-        return self.call(f"llvm.x86.avx512.mask.{name}.ps.512", _VEC, x, y, x, every, mode)
+    def power_near(self, near: Sequence[float], rest: ir.Value, step: ir.Value, at: ir.Value) -> ir.Value:
+        """2^step, a multiple of 1/16 that is number `at`, times 1 + rest near(rest) (AVX-512)."""
+        power = self.look_up(_POWERS, at)
+        value = self.fma(power, self.b.fmul(self.polynomial(near, rest), rest), power)
+        every, mode = ir.Constant(ir.IntType(16), 0xFFFF), ir.Constant(_I32, 4)  # times 2 to the floor of step
+        return self.call("llvm.x86.avx512.mask.scalef.ps.512", _VEC, value, step, value, every, mode)
 
     def nearest(self, z: ir.Value) -> tuple[ir.Value, ir.Value]:
         """n and 2^n, n the integer nearest to z, for z in [-127, 128]; 2^-127 is 0 and 2^128 inf."""
@@ -223,9 +223,7 @@ class Emitter:
             step, at = self.to_grid(minus, 16, self.constant(_LOG2E))
             rest = self.fma(step, self.constant(-_LN2_HIGH), minus)
             rest = self.fma(step, self.constant(-_LN2_LOW), rest)
-            power = self.look_up(_POWERS, at)
-            change = self.b.fmul(self.polynomial(_EXP_NEAR, rest), rest)
-            return self.avx512("scalef", self.fma(power, change, power), step)
+            return self.power_near(_EXP_NEAR, rest, step, at)
         whole, power = self.nearest(self.b.fmul(minus, self.constant(_LOG2E)))
         rest = self.fma(whole, self.constant(-_LN2_HIGH), minus)
         return self.b.fmul(self.polynomial(_EXP, self.fma(whole, self.constant(-_LN2_LOW), rest)), power)
