@@ -71,7 +71,7 @@ def test_light_ink_is_brighter_than_any_ground() -> None:
         ink = np.any([mask for _, mask in digits], axis=0)
         assert all(scene[mask].mean(0).min() > 127 for _, mask in digits)
         assert np.median(scene[~ink]) < 127
-    with pytest.raises(ValueError, match="ink must be 'any' or 'light', got 'dark'"):
+    with pytest.raises(DataError, match="ink must be 'any' or 'light', got 'dark'"):
         SceneSettings(ink="dark")  # pyright: ignore[reportArgumentType]
 
 

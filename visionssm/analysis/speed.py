@@ -150,8 +150,8 @@ def resolve_models(names: Sequence[str]) -> list[str]:
         ):
             found.append(name)
         else:
-            known = [*ours, *BASELINES, *VOLUME_BASELINES, *timm.list_models()]
-            close = difflib.get_close_matches(name, known, n=3)
+            known = {*ours, *BASELINES, *VOLUME_BASELINES, *timm.list_models()}  # timm has ours too, once registered
+            close = difflib.get_close_matches(name, sorted(known), n=3)
             raise ValueError(f"unknown model {name!r}" + (f": did you mean {' or '.join(close)}?" if close else ""))
     return list(dict.fromkeys(found))
 

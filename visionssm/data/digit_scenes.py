@@ -50,6 +50,9 @@ class SceneSettings:
         sizes: least and largest side of a drawn digit in pixels.
         ink: "any" colour that can be told from what is under it, lighter or darker; or "light", bright colours on photographs of
             half their brightness, so that all digits have one sign of contrast: much sooner learnt where no box aligns them.
+
+    Raises:
+        DataError: another ink.
     """
 
     side: int = 128
@@ -61,7 +64,7 @@ class SceneSettings:
 
     def __post_init__(self) -> None:
         if self.ink not in ("any", "light"):
-            raise ValueError(f"ink must be 'any' or 'light', got {self.ink!r}")
+            raise DataError(f"ink must be 'any' or 'light', got {self.ink!r}")
 
 
 def draw_scenes(
