@@ -30,7 +30,7 @@ def results() -> list[Result]:
 def test_names() -> None:
     assert resolve_models(["vim_tiny", "swin_tiny", "vim_tiny"]) == ["vim_tiny", BASELINES["swin_tiny"]]
     assert resolve_models(["vmamba_v0_*"]) == ["vmamba_v0_base", "vmamba_v0_small", "vmamba_v0_tiny"]
-    with pytest.raises(ValueError, match="unknown model 'vim_tinny': did you mean vim_tiny or (?!vim_tiny )"):
+    with pytest.raises(ValueError, match=r"unknown model 'vim_tinny': did you mean vim_tiny or (?!vim_tiny )"):
         resolve_models(["vim_tinny"])
     with pytest.raises(ValueError, match="no model of visionssm fits 'nothing_"):
         resolve_models(["nothing_*"])
