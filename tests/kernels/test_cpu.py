@@ -312,6 +312,21 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("order", ["none", "shared", "subset", "padded", "per image"])
+@pytest.mark.parametrize(("K", "D", "N"), [(1, 5, 16), (1, 16, 1), (2, 16, 1), (2, 3, 5)])
+def test_pieces_of_a_route_side_by_side(threads, monkeypatch, K, D, N, order):
+    threads(7)
+    L = 150
+    tensors, table = make_scan(1, K, 1, D, N, L, order=order)
+    tensors[2] *= 0.1  # states that reach from piece to piece
+    whole = cpu.routed_scan_forward(*tensors, table, True, "sum", True, False)
+    monkeypatch.setattr(cpu, "_PIECE_WORK", 1)
+    cut = cpu.routed_scan_forward(*tensors, table, True, "sum", True, False)
+    assert not torch.equal(cut[1], whole[1])  # it was cut: rounded otherwise
+    for merge in ("sum", "none"):
+        check_scan(tensors, table, merge=merge)
+
+
 @pytest.mark.parametrize("openmp", [True, False])
 @pytest.mark.parametrize("count", [2, 7])
 def test_the_number_of_threads_changes_nothing(threads, monkeypatch, count, openmp):

@@ -5,6 +5,7 @@ Legend: B batch, L image positions, D channels, N state, K routes, Ku 1 or K, T 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from .scan import (
 )
 from .simd import LANES
 from .state_fusion import fuse_states
-from .threads import run_tasks
+from .threads import Entry, run_tasks
 
 __all__ = [
     "CHUNK", "fuse_states", "instance_norm", "norm_gate", "route_conv_backward", "route_conv_forward", "routed_scan_backward",
@@ -63,12 +64,18 @@ def _data(x: Tensor | None) -> int:
 
 
 class Plan(NamedTuple):
-    """How the work is cut: vectors of channels per task, blocks of channels, whether every route is a task of its own."""
+    """How the work is cut: vectors of channels per task, blocks of channels, whether every route, or piece of one, is a task."""
 
     width: int
     blocks: int
     split: bool
     tasks: int
+    pieces: int = 1
+    chunks: int = 0  # in a piece
+
+    def rows(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """For a row of every position; a task that has a whole route zeroes those that it does not visit."""
+        return torch.empty(shape, dtype=dtype) if self.pieces == 1 else torch.zeros(shape, dtype=dtype)
 
 
 def _plan(batch: int, channels: int, routes: int, *, adding: bool, threads: int | None = None) -> Plan:
@@ -102,6 +109,56 @@ def _plan(batch: int, channels: int, routes: int, *, adding: bool, threads: int 
     return Plan(width, blocks, split, batch * blocks * (routes if split else 1))
 
 
+_PIECE_WORK = 1 << 15  # steps times (states + 4) below which a piece costs more than it gains
+
+
+def _plan_scan(batch: int, steps: int, A: Tensor, *, adding: bool, whole: bool, threads: int | None) -> Plan:
+    """`_plan`, or pieces of routes where even a vector of channels per task leaves half of the threads without one.
+
+    Two passes over n + 1 pieces take n threads 2 / (n + 1) of the time of one. Only here results depend, in their rounding, on
+    the number of threads.
+    """
+    routes, channels, states = A.shape
+    vectors, chunks = -(-channels // LANES), -(-steps // CHUNK)
+    tasks = batch * vectors * routes
+    spare = torch.get_num_threads() // tasks if tasks else 0
+    pieces = min(spare + 1, steps * (states + 4) // _PIECE_WORK, chunks)
+    if whole or spare < 2 or pieces < 3:
+        return _plan(batch, channels, routes, adding=adding, threads=threads)
+    each = -(-chunks // pieces)
+    pieces = -(-chunks // each)
+    return Plan(1, vectors, True, tasks * (pieces - 1), pieces, each)
+
+
+class Pass(NamedTuple):
+    """What is known of pieces of routes in a pass over them, and where to: see `scan.py`."""
+
+    opening: int = 0
+    starts: int = 0
+    ends: int = 0
+    sums: int = 0
+
+
+def _run_scan(
+    entry: Entry, job: Callable[[int, Pass], NamedTuple], plan: Plan, batch: int, A: Tensor, *, backwards: bool = False
+) -> None:  # fmt: skip
+    """Runs the tasks of a plan, in two passes where routes are cut into pieces."""
+    if plan.pieces == 1:
+        run_tasks(entry, lambda counter: job(counter, Pass()), plan.tasks)
+        return
+    ends, sums = torch.empty(plan.pieces, batch, *A.shape), torch.empty(plan.pieces, batch, *A.shape[:2], 1)
+    opening = Pass(1, 0, _data(ends), _data(sums))
+    run_tasks(entry, lambda counter: job(counter, opening), plan.tasks)
+    starts, pieces = torch.empty_like(ends), list(range(plan.pieces))
+    if backwards:
+        pieces.reverse()
+    state = ends[pieces[0]]
+    for piece in pieces[1:]:
+        starts[piece] = state
+        state = torch.exp(sums[piece] * A) * state + ends[piece]
+    run_tasks(entry, lambda counter: job(counter, Pass(starts=_data(starts))), plan.tasks)
+
+
 def _sum_parts(parts: Tensor) -> Tensor:
     """Sum over the first dimension in a fixed order, whatever the number of threads."""
     if parts.shape[0] == 0:
@@ -125,13 +182,14 @@ def _table(order: Tensor | None) -> tuple[int, int, int, int]:
 
 def _problem(
     plan: Plan, batch: int, positions: int, A: Tensor, D: Tensor | None, bias: Tensor | None, order: Tensor | None,
-    softplus: bool, counter: int, segment: int, phase: int,
+    softplus: bool, counter: int, segment: int, phase: int, of_pass: Pass,
 ) -> Problem:  # fmt: skip
     K, channels, N = A.shape
     steps = positions if order is None else order.shape[-1]
     return Problem(
         batch, positions, channels, N, K, steps, int(softplus), _data(A), _data(D), _data(bias), *_table(order),
-        plan.width, plan.blocks, int(plan.split), counter, segment, phase,
+        plan.width, plan.blocks, int(plan.split), counter, segment, phase, plan.pieces, plan.chunks or -(-steps // CHUNK),
+        *of_pass,
     )  # fmt: skip
 
 
@@ -139,9 +197,9 @@ def _sink(shape: tuple[int, int, int, int], plan: Plan, adding: bool, dtype: tor
     """An output (B, L, K, D), or the sum over its routes: float32, (1 or K, B, L, D) for a split that is summed later."""
     batch, positions, routes, channels = shape
     if not adding:
-        out = torch.empty(shape, dtype=dtype)
+        out = plan.rows(*shape, dtype=dtype)
         return out, refer(out)
-    parts = torch.empty(routes if plan.split else 1, batch, positions, channels)
+    parts = plan.rows(routes if plan.split else 1, batch, positions, channels)
     return parts, refer(parts.permute(1, 2, 0, 3), shared=not plan.split)
 
 
@@ -156,19 +214,20 @@ def routed_scan_forward(
     (batch, positions), (K, channels, N) = u.shape[:2], A.shape
     steps = positions if order is None else order.shape[-1]
     adding = merge == "sum" and K > 1
-    plan = _plan(batch, channels, K, adding=adding, threads=torch.get_num_threads())
+    threads = torch.get_num_threads()
+    plan = _plan_scan(batch, steps, A, adding=adding, whole=save_states or segment > 0, threads=threads)
     y, sink = _sink((batch, positions, K, channels), plan, adding, u.dtype)
     checkpoints = torch.empty(batch, K, -(-steps // CHUNK), channels, N) if save_checkpoints else torch.empty(0)
     states = torch.empty(batch, positions, K, channels, N) if save_states else torch.empty(0)
 
-    def job(counter: int) -> ForwardJob:
+    def job(counter: int, of_pass: Pass) -> ForwardJob:
         return ForwardJob(
-            _problem(plan, batch, positions, A, D, bias, order, softplus, counter, segment, phase),
+            _problem(plan, batch, positions, A, D, bias, order, softplus, counter, segment, phase, of_pass),
             refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), sink, _data(checkpoints),
             _data(states),
         )  # fmt: skip
 
-    run_tasks(forward_with_states if save_states else forward, job, plan.tasks)
+    _run_scan(forward_with_states if save_states else forward, job, plan, batch, A)
     if adding:
         return _sum_parts(y).to(u.dtype), checkpoints, states
     return (y.squeeze(2) if merge == "sum" else y), checkpoints, states
@@ -185,25 +244,26 @@ def routed_scan_backward(
     A_, D_, bias_ = _float(A), _float(D), _float(bias)
     assert A_ is not None
     (batch, positions), (K, channels, N) = u.shape[:2], A.shape
-    adding = u.shape[2] == 1 and K > 1
-    plan = _plan(batch, channels, K, adding=adding)
+    adding, whole = u.shape[2] == 1 and K > 1, grad_states is not None or segment > 0
+    steps = positions if order is None else order.shape[-1]
+    plan = _plan_scan(batch, steps, A_, adding=adding, whole=whole, threads=None)
     du, du_sink = _sink((batch, positions, K, channels), plan, adding, u.dtype)
-    ddelta = torch.empty(delta.shape, dtype=delta.dtype)
-    dB, dC = (torch.empty(plan.blocks, batch, positions, K, N) for _ in range(2))
-    dA = torch.empty(batch, K, channels, N)
-    dD = None if D is None else torch.empty(batch, K, channels)
-    dbias = None if bias is None else torch.empty(batch, K, channels)
+    ddelta = plan.rows(*delta.shape, dtype=delta.dtype)
+    dB, dC = (plan.rows(plan.blocks, batch, positions, K, N) for _ in range(2))
+    dA = torch.empty(plan.pieces * batch, K, channels, N)
+    dD = None if D is None else torch.empty(plan.pieces * batch, K, channels)
+    dbias = None if bias is None else torch.empty(plan.pieces * batch, K, channels)
     grad_states = None if grad_states is None else grad_states.float().contiguous()
 
-    def job(counter: int) -> BackwardJob:
+    def job(counter: int, of_pass: Pass) -> BackwardJob:
         return BackwardJob(
-            _problem(plan, batch, positions, A_, D_, bias_, order, softplus, counter, segment, phase),
+            _problem(plan, batch, positions, A_, D_, bias_, order, softplus, counter, segment, phase, of_pass),
             refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), refer(grad_y, shared=merge == "sum"),
             du_sink, refer(ddelta), refer(dB.flatten(0, 1)), refer(dC.flatten(0, 1)), 4 * batch * positions * K * N,
             _data(dA), _data(dD), _data(dbias), _data(checkpoints), _data(grad_states),
         )  # fmt: skip
 
-    run_tasks(backward if grad_states is None else backward_with_states, job, plan.tasks)
+    _run_scan(backward if grad_states is None else backward_with_states, job, plan, batch, A_, backwards=True)
     dA, dB, dC = _sum_parts(dA), _sum_parts(dB), _sum_parts(dC)
     return (
         (_sum_parts(du).unsqueeze(2) if adding else du).to(u.dtype), ddelta, dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype),

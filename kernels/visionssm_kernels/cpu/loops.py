@@ -27,8 +27,8 @@ from .simd import LANES, Emitter, positional
 
 __all__ = [
     "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_back_rows", "enter_rows",
-    "leave_back_rows", "replay_rows", "retreat_rows", "scan_backward", "scan_backward_dh", "scan_forward", "scan_forward_keep",
-    "scan_forward_rows", "scan_replay", "scan_rows", "scan_rows_adding", "sum_taps",
+    "leave_back_rows", "replay_rows", "retreat_rows", "scan_backward", "scan_backward_dh", "scan_end", "scan_fade",
+    "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows", "scan_rows_adding", "sum_taps",
 ]  # fmt: skip
 
 _BYTES = 4 * LANES
@@ -114,6 +114,20 @@ def _retreat(size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, with_dh:
     for n in range(size):
         e.store(end[n], e.offset(carry_at, n, _BYTES))
         e.store(end[size + n], e.offset(da_at, n, _BYTES))
+
+
+def _fade(size: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
+    dt_at, dy_at, row, c_at, pitch, a_at, carry_at, steps = arguments
+    rates, start = ([e.load(e.offset(at, n, _BYTES)) for n in range(size)] for at in (a_at, carry_at))
+
+    def step(t: ir.Value, *carry: ir.Value) -> list[ir.Value]:
+        here, c_t = e.b.mul(t, row), e.offset(c_at, t, pitch)
+        dt, dy = (e.load(e.b.add(at, here)) for at in (dt_at, dy_at))
+        g = [e.fma(dy, e.load_splat(e.offset(c_t, n, 4)), carry[n]) for n in range(size)]
+        return [e.b.fmul(g[n], e.exp2(dt, rate)) for n, rate in enumerate(rates)]
+
+    for n, value in enumerate(e.loop(steps, start, step, backwards=True)):
+        e.store(value, e.offset(carry_at, n, _BYTES))
 
 
 class _Rows:
@@ -480,6 +494,10 @@ scan_forward = _intrinsic("scan_forward", 12, partial(_advance, y=True, keep=Fal
 scan_forward_rows = _intrinsic("scan_forward_rows", 14, partial(_advance, y=True, keep=False, decays=False, rows=True))
 scan_forward_keep = _intrinsic("scan_forward_keep", 12, partial(_advance, y=True, keep=True, decays=False))
 scan_replay = _intrinsic("scan_replay", 12, partial(_advance, y=False, keep=True, decays=True))
+# (G, ..., steps): only the states after the last step
+scan_end = _intrinsic("scan_end", 12, partial(_advance, y=False, keep=False, decays=False))
+# (G, dt, dy, row, c, pitch, a_log2, carry, steps): the steps in reverse, only what passes to the states before the first
+scan_fade = _intrinsic("scan_fade", 8, _fade)
 # (G, dt, x, dy, dx, ddt, row, b, c, db, dc, pitch, a, carry, da, before, kept, decays, dh, steps): the steps in reverse;
 # dx, ddt, db, dc gain their sums over these states; `before` are the states ahead of every step
 scan_backward = _intrinsic("scan_backward", 19, partial(_retreat, with_dh=False))

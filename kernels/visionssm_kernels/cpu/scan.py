@@ -5,6 +5,11 @@ over one route. For every tile of CHUNK steps it gathers the rows the route visi
 recurrence there group of states by group of states, and scatters the result back. The gradient keeps one state per chunk and
 recomputes the states between. What a task computes depends on shapes alone, never on the number of threads.
 
+Where images, routes and channels are too few to keep the threads busy, a route is cut into pieces. An opening pass computes
+the first piece (the gradient: the last) and of the others only what they would leave from zero, `ends`, and the sum of their
+time steps, `sums`. That gives every piece's true start, `starts`, as a state's end is linear in its start: exp(A sum dt) times
+it, plus what the piece leaves from zero. A second pass computes the other pieces from there.
+
 Legend: B batch, L image positions, D channels, N state, K routes, T steps of a route.
 """
 
@@ -24,6 +29,8 @@ from .loops import (
     retreat_rows,
     scan_backward,
     scan_backward_dh,
+    scan_end,
+    scan_fade,
     scan_forward,
     scan_forward_keep,
     scan_forward_rows,
@@ -103,6 +110,12 @@ class Problem(NamedTuple):
     counter: int  # address of the next task's number
     segment: int  # the state restarts before step t where (t + phase) % segment == 0; 0: never
     phase: int
+    pieces: int  # of a route
+    chunks: int  # in a piece
+    opening: int  # 1 in the opening pass
+    starts: int  # (pieces, B, K, D, N), or 0 in the opening pass and for one piece
+    ends: int  # the same, or 0 but in the opening pass
+    sums: int  # (pieces, B, K, D), likewise
 
 
 class ForwardJob(NamedTuple):
@@ -128,7 +141,7 @@ class BackwardJob(NamedTuple):
     dB: Rows  # of the first block; the next one's lie `part` bytes further
     dC: Rows
     part: int
-    dA: int  # (B, K, D, N), and (B, K, D) for the next two
+    dA: int  # (pieces, B, K, D, N), and (pieces, B, K, D) for the next two
     dD: int
     dbias: int
     checkpoints: int
@@ -145,7 +158,17 @@ class ReduceJob(NamedTuple):
 
 @compiled
 def _tasks(problem):
-    return problem.batch * problem.blocks * (problem.routes if problem.split else 1)
+    return problem.batch * problem.blocks * (problem.routes if problem.split else 1) * max(problem.pieces - 1, 1)
+
+
+@compiled
+def _task(p, task):
+    """Its piece (counted from the first of the pass), image, block of channels, and routes from the first to before the last."""
+    block, rest = task % p.blocks, task // p.blocks
+    if not p.split:
+        return 0, rest, block, 0, p.routes
+    k, rest = rest % p.routes, rest // p.routes
+    return rest // p.batch, rest % p.batch, block, k, k + 1
 
 
 @compiled
@@ -157,6 +180,13 @@ def _piece(p, t, end):
 @compiled
 def _restarts(p, t):
     return p.segment and (t + p.phase) % p.segment == 0
+
+
+@compiled
+def _chunks_of(p, piece):
+    """The chunks of a piece: the first, and the one after the last."""
+    chunks = (p.steps + CHUNK - 1) // CHUNK
+    return min(piece * p.chunks, chunks), min((piece + 1) * p.chunks, chunks)
 
 
 class Coming(NamedTuple):
@@ -211,8 +241,69 @@ def _inputs_and_skip(x, dt, y, skip, width, steps, following, coming):
 
 
 @compiled
-def _forward_task(p, job, states, scratch, positions, following, b, block, k, first):
-    """One route of one block of channels; `states` is an address or None."""
+def _opening_task(p, inputs, delta, weights, scratch, positions, following, b, block, k, piece, backwards):
+    """What a piece of a route leaves from zero in the states of a vector, of u and B, or in their gradient, of dy and C."""
+    N, T = p.states, p.steps
+    channel = block * LANES
+    channels = min(p.channels - channel, LANES)
+    n_vectors = (N + LANES - 1) // LANES
+    pitch = n_vectors * LANES_BYTES
+    x = scratch
+    dt = x + CHUNK * LANES_BYTES + _PAD
+    rows = dt + CHUNK * LANES_BYTES + _PAD
+    a = rows + CHUNK * pitch + _PAD
+    h = a + N * LANES_BYTES + _PAD
+    bias = h + N * LANES_BYTES + _PAD
+
+    parameter = k * p.channels + channel
+    parameter_row(bias, p.bias + parameter * 4 if p.bias else 0, channels, 1)
+    to_columns(a, p.A + parameter * N * 4, channels, N, _LOG2E)
+    zero(h, N)
+    order = p.order + b * p.order_b + k * p.order_k if p.order else 0
+    x_at, delta_at, rows_at = address(inputs, b, k, channel), address(delta, b, k, channel), address(weights, b, k, 0)
+    total = zeros()
+    first, last = _chunks_of(p, piece)
+    for i in range(last - first):
+        chunk = last - 1 - i if backwards else first + i
+        start, next_ = chunk * CHUNK, (chunk - 1 if backwards else chunk + 1) * CHUNK
+        steps = min(T - start, CHUNK)
+        steps_of(positions, order, p.order_t, start, steps)
+        coming = following[: min(max(T - next_, 0), CHUNK) if next_ >= 0 else 0]
+        steps_of(coming, order, p.order_t, next_, len(coming))
+        gather(rows, n_vectors, rows_at, weights.l, weights.kind, positions, steps, N, coming)
+        gather(x, 1, x_at, inputs.l, inputs.kind, positions, steps, channels, coming)
+        gather(dt, 1, delta_at, delta.l, delta.kind, positions, steps, channels, coming)
+        shift = load(bias)
+        for t in range(steps):
+            at = t * LANES_BYTES
+            value = add(load(dt + at), shift)
+            value = softplus(value) if p.softplus else value
+            total = add(total, value)
+            store(value, dt + at)
+            if not backwards:
+                store(mul(value, load(x + at)), x + at)
+        n = 0
+        while n < N:
+            size = 4 if N - n >= 4 else 1
+            weights_n, an, hn = rows + 4 * n, a + n * LANES_BYTES, h + n * LANES_BYTES
+            if backwards:
+                if size == 4:
+                    scan_fade(4, dt, x, LANES_BYTES, weights_n, pitch, an, hn, steps)
+                else:
+                    scan_fade(1, dt, x, LANES_BYTES, weights_n, pitch, an, hn, steps)
+            elif size == 4:
+                scan_end(4, dt, x, 0, LANES_BYTES, weights_n, weights_n, pitch, an, hn, 0, 0, steps)
+            else:
+                scan_end(1, dt, x, 0, LANES_BYTES, weights_n, weights_n, pitch, an, hn, 0, 0, steps)
+            n += size
+    target = (piece * p.batch + b) * p.routes * p.channels + parameter
+    store_f32_part(total, p.sums + target * 4, channels)
+    to_rows(h, LANES_BYTES, p.ends + target * N * 4, channels, N, N)
+
+
+@compiled
+def _forward_task(p, job, states, scratch, positions, following, b, block, k, first, piece):
+    """One route, or piece of a route, of one block of channels; `states` is an address or None."""
     width, N, T = p.width, p.states, p.steps
     channel = block * width * LANES
     channels = min(p.channels - channel, width * LANES)
@@ -236,6 +327,9 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
     for v in range(width):
         to_columns(a + v * N * LANES_BYTES, p.A + (parameter + v * LANES_BYTES) * N, channels - v * LANES, N, _LOG2E)
     zero(h, N * width)
+    its_start = ((piece * p.batch + b) * p.routes * p.channels + k * p.channels + channel) * N * 4
+    if p.starts:
+        to_columns(h, p.starts + its_start, channels, N, 1.0)  # width is 1
 
     order = p.order + b * p.order_b + k * p.order_k if p.order else 0
     y_at = address(job.y, b, k, channel)
@@ -248,7 +342,7 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
     u_at, delta_at = address(job.u, b, k, channel), address(job.delta, b, k, channel)
     b_at, c_at = address(job.B, b, k, 0), address(job.C, b, k, 0)
     here, there = positions.ctypes.data, following.ctypes.data
-    if first and not complete:
+    if first and not complete and p.pieces == 1:  # else it is zero
         fill(y_at, job.y.l, job.y.size, p.positions, channels)
     if states is not None:
         states_row = p.routes * p.channels * N * 4
@@ -258,7 +352,7 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
     chunks = (T + CHUNK - 1) // CHUNK
     checkpoint = job.checkpoints + ((b * p.routes + k) * chunks * p.channels + channel) * N * 4
 
-    for chunk in range(chunks):
+    for chunk in range(*_chunks_of(p, piece)):
         start = chunk * CHUNK
         steps = min(T - start, CHUNK)
         steps_of(positions, order, p.order_t, start, steps)
@@ -340,6 +434,8 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
                 to_rows(h + v * N * LANES_BYTES, LANES_BYTES, target, channels - v * LANES, N, N)
         if not single and not direct:
             scatter(y, width, y_at, job.y.l, job.y.kind, positions, steps, channels, not first)
+    if p.opening:
+        to_rows(h, LANES_BYTES, p.ends + its_start, channels, N, N)
 
 
 @compiled
@@ -356,13 +452,14 @@ def _forward(job, states):
     total = _tasks(p)
     task = atomic_next(p.counter)
     while task < total:
-        block = task % p.blocks
-        b, first, last = task // p.blocks, 0, p.routes
-        if p.split:
-            b, first = b // p.routes, b % p.routes
-            last = first + 1
+        piece, b, block, first, last = _task(p, task)
+        if p.pieces > 1 and not p.opening:
+            piece += 1
         for k in range(first, last):
-            _forward_task(p, job, states, scratch, positions, following, b, block, k, k == first)
+            if p.opening and piece > 0:
+                _opening_task(p, job.u, job.delta, job.B, scratch, positions, following, b, block, k, piece, False)
+            else:
+                _forward_task(p, job, states, scratch, positions, following, b, block, k, k == first, piece)
         task = atomic_next(p.counter)
     restore_float_mode(mode)
     memory[0] = 0  # numba frees an array after its last use: this is it
@@ -411,8 +508,8 @@ def _multiply(x, u, dt, width, steps, following, coming):
 
 
 @compiled
-def _backward_task(p, job, grad_states, scratch, positions, following, b, block, k, first):
-    """One route of one block of channels, its chunks in reverse; `grad_states` is an address or None."""
+def _backward_task(p, job, grad_states, scratch, positions, following, b, block, k, first, piece):
+    """One route, or piece of a route, of one block of channels, its chunks in reverse; `grad_states` is an address or None."""
     width, N, T = p.width, p.states, p.steps
     channel = block * width * LANES
     channels = min(p.channels - channel, width * LANES)
@@ -441,6 +538,9 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         to_columns(a + column, source, left, N, 1.0)
         to_columns(a_log2 + column, source, left, N, _LOG2E)
     zero(carry, N * width)
+    its_start = ((piece * p.batch + b) * p.routes * p.channels + k * p.channels + channel) * N * 4
+    if p.starts:
+        to_columns(carry, p.starts + its_start, channels, N, 1.0)  # width is 1
     zero(da, N * width)
     zero(dbias, 2 * width)
 
@@ -448,7 +548,7 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
     du_at, ddelta_at = address(job.du, b, k, channel), address(job.ddelta, b, k, channel)
     db_at, dc_at = address(job.dB, b, k, 0) + block * job.part, address(job.dC, b, k, 0) + block * job.part
     seen = visited(order, p.order_t, T)
-    if seen < p.positions:
+    if seen < p.positions and p.pieces == 1:  # else they are zero
         if first:
             fill(du_at, job.du.l, job.du.size, p.positions, channels)
         fill(ddelta_at, job.ddelta.l, job.ddelta.size, p.positions, channels)
@@ -471,7 +571,8 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
     )
     b_at, c_at = address(job.B, b, k, 0), address(job.C, b, k, 0)
 
-    for chunk in range(chunks - 1, -1, -1):
+    first_chunk, last_chunk = _chunks_of(p, piece)
+    for chunk in range(last_chunk - 1, first_chunk - 1, -1):
         start = chunk * CHUNK
         steps = min(T - start, CHUNK)
         steps_of(positions, order, p.order_t, start, steps)
@@ -615,7 +716,9 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         scatter(db_rows, n_vectors, db_at, job.dB.l, job.dB.kind, positions, steps, N, False)
         scatter(dc_rows, n_vectors, dc_at, job.dC.l, job.dC.kind, positions, steps, N, False)
 
-    parameter += b * p.routes * p.channels * 4
+    if p.opening:
+        to_rows(carry, LANES_BYTES, p.ends + its_start, channels, N, N)
+    parameter += (piece * p.batch + b) * p.routes * p.channels * 4
     for v in range(width):
         left = channels - v * LANES
         to_rows(da + v * N * LANES_BYTES, LANES_BYTES, job.dA + (parameter + v * LANES_BYTES) * N, left, N, N)
@@ -647,13 +750,14 @@ def _backward(job, grad_states):
     total = _tasks(p)
     task = atomic_next(p.counter)
     while task < total:
-        block = task % p.blocks
-        b, first, last = task // p.blocks, 0, p.routes
-        if p.split:
-            b, first = b // p.routes, b % p.routes
-            last = first + 1
+        piece, b, block, first, last = _task(p, task)
+        if p.opening:
+            piece += 1
         for k in range(first, last):
-            _backward_task(p, job, grad_states, scratch, positions, following, b, block, k, k == first)
+            if p.opening and piece < p.pieces - 1:
+                _opening_task(p, job.dy, job.delta, job.C, scratch, positions, following, b, block, k, piece, True)
+            else:
+                _backward_task(p, job, grad_states, scratch, positions, following, b, block, k, k == first, piece)
         task = atomic_next(p.counter)
     restore_float_mode(mode)
     memory[0] = 0  # numba frees an array after its last use: this is it
