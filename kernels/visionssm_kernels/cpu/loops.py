@@ -3,14 +3,15 @@
 A group of G states is held in registers; `scan.py` calls these for the groups of 8, 4, 2, 1 that make up N, so that any N
 is served by the same code. All arguments are addresses of scratch memory and byte strides:
 
-    dt, x, y, ...   one vector per step, `row` bytes apart (x = dt * u)
+    dt, x, y, ...   one vector per step, contiguous (x = dt * u)
     b, c            one float per state and step, `pitch` bytes apart
     a_log2, a       one vector per state, contiguous: A * log2(e) and A
     h, carry, da    one vector per state, contiguous: read before and written after the loop
     kept, decays    (steps, G) vectors, contiguous: the states after, and the decays of, every step
 
-Those named after rows work on the rows of float32 tensors themselves, for W whole vectors of channels: a row of step t is at
-`..._at + positions[t] * ..._stride` bytes. They ask for rows needed soon, at the positions `following`.
+Those named after rows work on the rows of float32 tensors themselves, for one or W whole vectors of channels: a row of step t
+is at `..._at + positions[t] * ..._stride` bytes. Rows needed soon, at the positions `following`, are asked for on the way, one
+by one between arithmetic: asked for all at once, they would be waited for.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from numba.extending import intrinsic
 from .simd import LANES, Emitter, positional
 
 __all__ = [
-    "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_back_rows", "enter_rows",
+    "KEPT", "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_back_rows", "enter_rows",
     "leave_back_rows", "replay_rows", "retreat_rows", "scan_backward", "scan_backward_dh", "scan_end", "scan_fade",
     "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows", "scan_rows_adding", "sum_taps",
 ]  # fmt: skip
@@ -37,50 +38,80 @@ NARROW = (3, 2, 1)  # as many as the gradient takes at a time: what it keeps of 
 
 
 def _advance(
-    size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, y: bool, keep: bool, decays: bool, rows: bool = False
-) -> None:
-    dt_at, x_at, y_at, row, b_at, c_at, pitch, a_at, h_at, *more, steps = arguments
-    kept_at, decays_at = (None, None) if rows else more
-    rates = [e.load(e.offset(a_at, n, _BYTES)) for n in range(size)]
-    start = [e.load(e.offset(h_at, n, _BYTES)) for n in range(size)]
+    size: int, e: Emitter, dt: ir.Value, x: ir.Value, b: ir.Value, pitch: ir.Value, a_log2: ir.Value, h: ir.Value, steps: ir.Value,
+    *, y: ir.Value | None = None, c: ir.Value | None = None, kept: ir.Value | None = None, decays: ir.Value | None = None,
+    out: Sequence[ir.Value] = (), asked: Sequence[ir.Value] = (),
+) -> None:  # fmt: skip
+    rates, start = ([e.load(e.offset(at, n, _BYTES)) for n in range(size)] for at in (a_log2, h))
 
     def step(t: ir.Value, *h: ir.Value) -> list[ir.Value]:
-        here, there = e.b.mul(t, row), e.b.mul(t, pitch)
-        dt, x = e.load(e.b.add(dt_at, here)), e.load(e.b.add(x_at, here))
-        b_t, c_t = e.b.add(b_at, there), e.b.add(c_at, there)
-        decay = [e.exp2(dt, rate) for rate in rates]
-        input_ = [e.b.fmul(x, e.load_splat(e.offset(b_t, n, 4))) for n in range(size)]
+        _ask(e, t, asked)
+        here, there = e.offset(dt, t, _BYTES), e.b.mul(t, pitch)
+        dt_t, x_t, b_t = e.load(here), e.load(e.offset(x, t, _BYTES)), e.b.add(b, there)
+        decay = [e.exp2(dt_t, rate) for rate in rates]
+        input_ = [e.b.fmul(x_t, e.load_splat(e.offset(b_t, n, 4))) for n in range(size)]
         h = [e.fma(decay[n], h[n], input_[n]) for n in range(size)]
-        if y:
-            parts = [e.load(e.b.add(y_at, here)), e.constant(0.0)][: 2 if size > 2 else 1]  # two chains
+        if y is not None and c is not None:
+            y_t, c_t = e.offset(y, t, _BYTES), e.b.add(c, there)
+            parts = [e.load(y_t), e.constant(0.0)][: 2 if size > 2 else 1]  # two chains
             for n in range(size):
                 parts[n % len(parts)] = e.fma(h[n], e.load_splat(e.offset(c_t, n, 4)), parts[n % len(parts)])
             total = parts[0] if len(parts) == 1 else e.b.fadd(*parts)
-            if rows:
-                out_at, out_stride, positions, adding = more
-                target = e.offset(out_at, _positions(e, t, positions)[0], out_stride)
-                e.store(e.b.fadd(total, e.load_part(target, e.mask(adding))), target)
-            else:
-                e.store(total, e.b.add(y_at, here))
-        for wanted, at, values in ((keep, kept_at, h), (decays, decays_at, decay)):
-            for n in range(size if wanted else 0):
+            if out:
+                at, stride, positions, adding = out
+                y_t = e.offset(at, *_positions(e, t, positions), stride)
+                total = e.b.fadd(total, e.load_part(y_t, e.mask(adding)))
+            e.store(total, y_t)
+        for at, values in ((kept, h), (decays, decay)):
+            for n in range(0 if at is None else size):
                 e.store(values[n], e.offset(e.offset(at, t, size * _BYTES), n, _BYTES))
         return h
 
     for n, value in enumerate(e.loop(steps, start, step)):
-        e.store(value, e.offset(h_at, n, _BYTES))
+        e.store(value, e.offset(h, n, _BYTES))
 
 
-def _retreat(size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, with_dh: bool) -> None:
-    (dt_at, x_at, dy_at, dx_at, ddt_at, row, b_at, c_at, db_at, dc_at, pitch,
-     a_at, carry_at, da_at, before_at, kept_at, decays_at, dh_at, steps) = arguments  # fmt: skip
+def _forward(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    dt, x, y, b, c, pitch, a_log2, h, steps = arguments
+    _advance(size, e, dt, x, b, pitch, a_log2, h, steps, y=y, c=c)
+
+
+def _forward_rows(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    (dt, x, y, b, c, pitch, a_log2, h, out, out_stride, positions, adding, u, u_stride, delta, delta_stride, following,
+     steps) = arguments  # fmt: skip
+    asked = (u, u_stride, delta, delta_stride, out, out_stride, following)
+    _advance(
+        size, e, dt, x, b, pitch, a_log2, h, steps, y=y, c=c, out=(out, out_stride, positions, adding), asked=asked
+    )
+
+
+def _forward_keep(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    dt, x, y, b, c, pitch, a_log2, h, kept, steps = arguments
+    _advance(size, e, dt, x, b, pitch, a_log2, h, steps, y=y, c=c, kept=kept)
+
+
+def _replay(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    dt, x, b, pitch, a_log2, h, kept, decays, *asked, steps = arguments
+    _advance(size, e, dt, x, b, pitch, a_log2, h, steps, kept=kept, decays=decays, asked=asked)
+
+
+def _end(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    dt, x, b, pitch, a_log2, h, steps = arguments
+    _advance(size, e, dt, x, b, pitch, a_log2, h, steps)
+
+
+def _retreat(size: int, e: Emitter, arguments: Sequence[ir.Value], *, with_dh: bool) -> None:
+    (dt_at, x_at, dy_at, dx_at, ddt_at, b_at, c_at, db_at, dc_at, pitch, a_at, carry_at, da_at, before_at, kept_at,
+     decays_at, dh_at, *asked, steps) = arguments  # fmt: skip
     rates = [e.load(e.offset(a_at, n, _BYTES)) for n in range(size)]
     start = [e.load(e.offset(at, n, _BYTES)) for at in (carry_at, da_at) for n in range(size)]
     sums_kind = ir.VectorType(ir.FloatType(), size)
 
     def step(t: ir.Value, *carried: ir.Value) -> list[ir.Value]:
+        _ask(e, t, asked)
         carry, da = carried[:size], list(carried[size:])
-        here, there, states = e.b.mul(t, row), e.b.mul(t, pitch), e.b.mul(t, ir.Constant(t.type, size * _BYTES))
+        here, states = (e.b.mul(t, ir.Constant(t.type, count * _BYTES)) for count in (1, size))
+        there = e.b.mul(t, pitch)
         dt, x, dy = (e.load(e.b.add(at, here)) for at in (dt_at, x_at, dy_at))
         dx, ddt = (e.load(e.b.add(at, here)) for at in (dx_at, ddt_at))
         new, to_b, to_c = [], [], []
@@ -116,18 +147,24 @@ def _retreat(size: int, e: Emitter, arguments: tuple[ir.Value, ...], *, with_dh:
         e.store(end[size + n], e.offset(da_at, n, _BYTES))
 
 
-def _fade(size: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
-    dt_at, dy_at, row, c_at, pitch, a_at, carry_at, steps = arguments
+def _fade(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    dt_at, dy_at, c_at, pitch, a_at, carry_at, steps = arguments
     rates, start = ([e.load(e.offset(at, n, _BYTES)) for n in range(size)] for at in (a_at, carry_at))
 
     def step(t: ir.Value, *carry: ir.Value) -> list[ir.Value]:
-        here, c_t = e.b.mul(t, row), e.offset(c_at, t, pitch)
-        dt, dy = (e.load(e.b.add(at, here)) for at in (dt_at, dy_at))
+        dt, dy, c_t = e.load(e.offset(dt_at, t, _BYTES)), e.load(e.offset(dy_at, t, _BYTES)), e.offset(c_at, t, pitch)
         g = [e.fma(dy, e.load_splat(e.offset(c_t, n, 4)), carry[n]) for n in range(size)]
         return [e.b.fmul(g[n], e.exp2(dt, rate)) for n, rate in enumerate(rates)]
 
     for n, value in enumerate(e.loop(steps, start, step, backwards=True)):
         e.store(value, e.offset(carry_at, n, _BYTES))
+
+
+def _ask(e: Emitter, t: ir.Value, asked: Sequence[ir.Value]) -> None:
+    """Asks for vectors of the rows (address, stride, ...) that are needed soon, at the position `following[t]`."""
+    *rows, following = asked or (None,)
+    for at, stride in zip(rows[::2], rows[1::2], strict=True):
+        e.prefetch(e.offset(at, *_positions(e, t, following), stride))
 
 
 class _Rows:
@@ -150,103 +187,73 @@ def _positions(e: Emitter, t: ir.Value, *tables: ir.Value) -> list[ir.Value]:
     return [e.load(e.offset(table, t, 8), ir.IntType(64)) for table in tables]
 
 
-def _enter(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
-    (u_at, u_stride, delta_at, delta_stride, y_at, y_stride, bias_at, skip_at, x_at, dt_at, to_at, positions, following,
+def _enter(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    (u_at, u_stride, delta_at, delta_stride, bias_at, skip_at, x_at, dt_at, y_at, positions, steps) = arguments  # fmt: skip
+    bias, skip = e.load(bias_at), e.load(skip_at)
+    # two short loops, because a processor looks too few ahead to overlap one with chains as long as both
+
+    def begin(t: ir.Value) -> list[ir.Value]:
+        raw = e.b.fadd(e.load(e.offset(delta_at, *_positions(e, t, positions), delta_stride)), bias)
+        e.store(raw, e.offset(dt_at, t, _BYTES))
+        e.store(e.exp_of_minus_abs(raw), e.offset(x_at, t, _BYTES))
+        return []
+
+    def finish(t: ir.Value) -> list[ir.Value]:
+        u = e.load(e.offset(u_at, *_positions(e, t, positions), u_stride))
+        x_t, dt_t = (e.offset(at, t, _BYTES) for at in (x_at, dt_at))
+        dt = e.softplus_of(e.load(dt_t), e.load(x_t))
+        for value, at in ((dt, dt_t), (e.b.fmul(u, dt), x_t), (e.b.fmul(u, skip), e.offset(y_at, t, _BYTES))):
+            e.store(value, at)
+        return []
+
+    e.loop(steps, [], begin)
+    e.loop(steps, [], finish)
+
+
+def _enter_back(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    (u_at, u_stride, delta_at, delta_stride, dy_at, dy_stride, bias_at, x_at, dt_at, dy_to, slope_at, positions,
      steps) = arguments  # fmt: skip
-    u_rows, delta_rows = _Rows(e, u_at, u_stride), _Rows(e, delta_at, delta_stride)
-    y_rows = _Rows(e, y_at, y_stride, write=True)
-    bias, skip = ([e.load(e.offset(at, v, _BYTES)) for v in range(width)] for at in (bias_at, skip_at))
+    bias = e.load(bias_at)
 
-    def step(t: ir.Value) -> list[ir.Value]:
-        here, next_ = _positions(e, t, positions, following)
-        u_rows.go(here, next_), delta_rows.go(here, next_), y_rows.go(here, here)
-        row = e.b.mul(t, ir.Constant(t.type, width * _BYTES))
-
-        def enter(v: int) -> None:
-            u_rows.ask(v), delta_rows.ask(v), y_rows.ask(v)
-            at = e.offset(row, v, _BYTES)
-            u, dt = u_rows.load(v), e.softplus(e.b.fadd(delta_rows.load(v), bias[v]))
-            e.store(dt, e.b.add(dt_at, at))
-            e.store(e.b.fmul(u, dt), e.b.add(x_at, at))
-            e.store(e.b.fmul(u, skip[v]), e.b.add(to_at, at))
-
-        for v in range(0, width, 2):  # more at once were slower
-            e.interleaved([partial(enter, w) for w in range(v, min(v + 2, width))])
+    def begin(t: ir.Value) -> list[ir.Value]:
+        raw = e.b.fadd(e.load(e.offset(delta_at, *_positions(e, t, positions), delta_stride)), bias)
+        e.store(raw, e.offset(dt_at, t, _BYTES))
+        e.store(e.exp_of_minus_abs(raw), e.offset(x_at, t, _BYTES))
         return []
 
-    e.loop(steps, [], step)
-
-
-def _enter_back(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
-    (u_at, u_stride, delta_at, delta_stride, dy_at, dy_stride, du_at, du_stride, ddelta_at, ddelta_stride, bias_at, x_at,
-     dt_at, dy_to, slope_at, positions, following, steps) = arguments  # fmt: skip
-    u_rows, delta_rows, dy_rows = (
-        _Rows(e, u_at, u_stride), _Rows(e, delta_at, delta_stride), _Rows(e, dy_at, dy_stride)
-    )  # fmt: skip
-    targets = _Rows(e, du_at, du_stride, write=True), _Rows(e, ddelta_at, ddelta_stride, write=True)
-    bias = [e.load(e.offset(bias_at, v, _BYTES)) for v in range(width)]
-
-    def step(t: ir.Value) -> list[ir.Value]:
-        here, next_ = _positions(e, t, positions, following)
-        for rows in (u_rows, delta_rows, dy_rows):
-            rows.go(here, next_)
-        for rows in targets:
-            rows.go(here, here)
-        row = e.b.mul(t, ir.Constant(t.type, width * _BYTES))
-
-        def enter(v: int) -> None:
-            for rows in (u_rows, delta_rows, dy_rows, *targets):
-                rows.ask(v)
-            raw = e.b.fadd(delta_rows.load(v), bias[v])
-            small = e.exp_of_minus_abs(raw)
-            dt = e.softplus_of(raw, small)
-            kept = (
-                (dt_at, dt),
-                (slope_at, e.sigmoid_of(raw, small)),
-                (x_at, e.b.fmul(u_rows.load(v), dt)),
-                (dy_to, dy_rows.load(v)),
-            )
-            for at, value in kept:
-                e.store(value, e.b.add(at, e.offset(row, v, _BYTES)))
-
-        e.interleaved([partial(enter, v) for v in range(width)])
+    def finish(t: ir.Value) -> list[ir.Value]:
+        (here,) = _positions(e, t, positions)
+        u, dy = e.load(e.offset(u_at, here, u_stride)), e.load(e.offset(dy_at, here, dy_stride))
+        x_t, dt_t = (e.offset(at, t, _BYTES) for at in (x_at, dt_at))
+        raw, small = e.load(dt_t), e.load(x_t)
+        dt = e.softplus_of(raw, small)
+        e.store(dt, dt_t)
+        e.store(e.b.fmul(u, dt), x_t)
+        e.store(e.sigmoid_of(raw, small), e.offset(slope_at, t, _BYTES))
+        e.store(dy, e.offset(dy_to, t, _BYTES))
         return []
 
-    e.loop(steps, [], step)
+    e.loop(steps, [], begin)
+    e.loop(steps, [], finish)
 
 
-def _leave_back(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
+def _leave_back(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
     (u_at, u_stride, dy_at, dy_stride, du_at, du_stride, ddelta_at, ddelta_stride, dt_at, slope_at, dx_at, ddt_at, skip_at,
      dskip_at, dbias_at, positions, adding, steps) = arguments  # fmt: skip
-    all_rows = [_Rows(e, at, stride) for at, stride in (
-        (u_at, u_stride), (dy_at, dy_stride), (du_at, du_stride), (ddelta_at, ddelta_stride)
-    )]  # fmt: skip
-    u_rows, dy_rows, du_rows, ddelta_rows = all_rows
-    skip = [e.load(e.offset(skip_at, v, _BYTES)) for v in range(width)]
-    start = [e.load(e.offset(at, v, _BYTES)) for at in (dskip_at, dbias_at) for v in range(width)]
-    there = e.mask(adding)
+    skip, there = e.load(skip_at), e.mask(adding)
 
-    def step(t: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+    def step(t: ir.Value, dskip: ir.Value, dbias: ir.Value) -> list[ir.Value]:
         (here,) = _positions(e, t, positions)
-        for rows in all_rows:
-            rows.go(here, here)
-        row = e.b.mul(t, ir.Constant(t.type, width * _BYTES))
-        new = list(sums)
-        for v in range(width):
-            dt, slope, dx, ddt = (
-                e.load(e.b.add(at, e.offset(row, v, _BYTES))) for at in (dt_at, slope_at, dx_at, ddt_at)
-            )
-            u, dy, at = u_rows.load(v), dy_rows.load(v), e.offset(du_rows.row, v, _BYTES)
-            e.store(e.b.fadd(e.fma(dx, dt, e.b.fmul(dy, skip[v])), e.load_part(at, there)), at)
-            raw = e.b.fmul(e.fma(dx, u, ddt), slope)
-            e.store(raw, e.offset(ddelta_rows.row, v, _BYTES))
-            new[v::width] = e.fma(dy, u, sums[v]), e.b.fadd(sums[width + v], raw)
-        return new
+        dt, slope, dx, ddt = (e.load(e.offset(at, t, _BYTES)) for at in (dt_at, slope_at, dx_at, ddt_at))
+        u, dy = e.load(e.offset(u_at, here, u_stride)), e.load(e.offset(dy_at, here, dy_stride))
+        du_t = e.offset(du_at, here, du_stride)
+        e.store(e.b.fadd(e.fma(dx, dt, e.b.fmul(dy, skip)), e.load_part(du_t, there)), du_t)
+        raw = e.b.fmul(e.fma(dx, u, ddt), slope)
+        e.store(raw, e.offset(ddelta_at, here, ddelta_stride))
+        return [e.fma(dy, u, dskip), e.b.fadd(dbias, raw)]
 
-    end = e.loop(steps, start, step)
-    for i, at in enumerate((dskip_at, dbias_at)):
-        for v in range(width):
-            e.store(end[i * width + v], e.offset(at, v, _BYTES))
+    for value, at in zip(e.loop(steps, [e.load(dskip_at), e.load(dbias_at)], step), (dskip_at, dbias_at), strict=True):
+        e.store(value, at)
 
 
 def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, adding: bool) -> None:
@@ -277,7 +284,7 @@ def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, addin
         e.store(value, e.offset(h_at, v, _BYTES))
 
 
-_KEPT = 4  # vectors that `replay_rows` leaves of a step: time step, its slope, decay, state
+KEPT = 4  # vectors that `replay_rows` leaves of a step: time step, its slope, decay, state
 
 
 def _replay_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> None:
@@ -289,7 +296,7 @@ def _replay_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> Non
     )  # fmt: skip
     bias, rate, start = ([e.load(e.offset(at, v, _BYTES)) for v in range(width)] for at in (bias_at, a_at, h_at))
     for v in range(width):  # the state before the first step lies where that after step -1 would
-        e.store(start[v], e.offset(kept_at, _KEPT * (v - width) + 3, _BYTES))
+        e.store(start[v], e.offset(kept_at, KEPT * (v - width) + 3, _BYTES))
 
     def step(t: ir.Value, *h: ir.Value) -> list[ir.Value]:
         here, next_ = _positions(e, t, positions, following)
@@ -297,7 +304,7 @@ def _replay_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> Non
         for rows in needed:
             rows.go(here, here)
         b = e.load_splat(e.offset(b_at, here, b_stride))
-        row = e.offset(kept_at, t, width * _KEPT * _BYTES)
+        row = e.offset(kept_at, t, width * KEPT * _BYTES)
 
         def advance(v: int) -> ir.Value:
             for rows in (u_rows, delta_rows, *needed):
@@ -308,7 +315,7 @@ def _replay_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> Non
             decay = e.exp2(dt, rate[v])
             state = e.fma(decay, h[v], e.b.fmul(e.b.fmul(dt, u_rows.load(v)), b))
             for i, value in enumerate((dt, e.sigmoid_of(x, small), decay, state)):
-                e.store(value, e.offset(row, v * _KEPT + i, _BYTES))
+                e.store(value, e.offset(row, v * KEPT + i, _BYTES))
             return state
 
         return e.interleaved([partial(advance, v) for v in range(width)])
@@ -331,13 +338,13 @@ def _retreat_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...]) -> No
         for rows in (u_rows, dy_rows, du_rows, ddelta_rows):
             rows.go(here, here)
         b, c = (e.load_splat(e.offset(at, here, stride)) for at, stride in ((b_at, b_stride), (c_at, c_stride)))
-        row = e.offset(kept_at, t, width * _KEPT * _BYTES)
+        row = e.offset(kept_at, t, width * KEPT * _BYTES)
         to_b = to_c = None
         new = list(carried)
         for v in range(width):
             carry, da, dskip, dbias = carried[v::width]
-            dt, slope, decay, state = (e.load(e.offset(row, v * _KEPT + i, _BYTES)) for i in range(_KEPT))
-            before = e.load(e.offset(row, _KEPT * (v - width) + 3, _BYTES))
+            dt, slope, decay, state = (e.load(e.offset(row, v * KEPT + i, _BYTES)) for i in range(KEPT))
+            before = e.load(e.offset(row, KEPT * (v - width) + 3, _BYTES))
             u, dy = u_rows.load(v), dy_rows.load(v)
             g = e.fma(dy, c, carry)
             x = e.b.fmul(dt, u)
@@ -487,30 +494,33 @@ def _columns(name: str, count: int, emit: Callable[..., None], widths: Sequence[
     return intrinsic(typed)
 
 
-# (G, dt, x, y, row, b, c, pitch, a_log2, h, kept, decays, steps): y gains C . h
-scan_forward = _intrinsic("scan_forward", 12, partial(_advance, y=True, keep=False, decays=False))
-# (G, ..., h, out, out_stride, positions, adding, steps): the sum of y and C . h goes to the rows of a float32 tensor, where it is
-# added to what is there if `adding` is LANES, not if it is 0
-scan_forward_rows = _intrinsic("scan_forward_rows", 14, partial(_advance, y=True, keep=False, decays=False, rows=True))
-scan_forward_keep = _intrinsic("scan_forward_keep", 12, partial(_advance, y=True, keep=True, decays=False))
-scan_replay = _intrinsic("scan_replay", 12, partial(_advance, y=False, keep=True, decays=True))
-# (G, ..., steps): only the states after the last step
-scan_end = _intrinsic("scan_end", 12, partial(_advance, y=False, keep=False, decays=False))
-# (G, dt, dy, row, c, pitch, a_log2, carry, steps): the steps in reverse, only what passes to the states before the first
-scan_fade = _intrinsic("scan_fade", 8, _fade)
-# (G, dt, x, dy, dx, ddt, row, b, c, db, dc, pitch, a, carry, da, before, kept, decays, dh, steps): the steps in reverse;
-# dx, ddt, db, dc gain their sums over these states; `before` are the states ahead of every step
-scan_backward = _intrinsic("scan_backward", 19, partial(_retreat, with_dh=False))
-scan_backward_dh = _intrinsic("scan_backward_dh", 19, partial(_retreat, with_dh=True))
-# (W, u, u_stride, delta, delta_stride, y, y_stride, bias, skip, x, dt, y, positions, following, steps): reads the rows of u and
-# delta into scratch: dt = softplus(delta + bias), x = dt * u, y = skip * u
-enter_rows = _wide("enter_rows", 14, _enter)
-# (W, u, u_stride, delta, delta_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, bias, x, dt, dy, slope, positions,
-# following, steps): the same for the gradient, and dt's slope
-enter_back_rows = _wide("enter_back_rows", 18, _enter_back, NARROW)
-# (W, u, u_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, dt, slope, dx, ddt, skip, dskip, dbias, positions, adding,
+# (G, dt, x, y, b, c, pitch, a_log2, h, steps): y gains C . h
+scan_forward = _intrinsic("scan_forward", 9, _forward)
+# (G, ..., h, out, out_stride, positions, adding, u, u_stride, delta, delta_stride, following, steps): the sum of y and C . h goes
+# to the rows of a float32 tensor, where it is added to what is there if `adding` is LANES, not if it is 0
+scan_forward_rows = _intrinsic("scan_forward_rows", 18, _forward_rows)
+# (G, ..., h, kept, steps)
+scan_forward_keep = _intrinsic("scan_forward_keep", 10, _forward_keep)
+# (G, dt, x, b, pitch, a_log2, h, kept, decays, u, u_stride, delta, delta_stride, dy, dy_stride, following, steps)
+scan_replay = _intrinsic("scan_replay", 16, _replay)
+# (G, dt, x, b, pitch, a_log2, h, steps): only the states after the last step
+scan_end = _intrinsic("scan_end", 7, _end)
+# (G, dt, dy, c, pitch, a_log2, carry, steps): the steps in reverse, only what passes to the states before the first
+scan_fade = _intrinsic("scan_fade", 7, _fade)
+# (G, dt, x, dy, dx, ddt, b, c, db, dc, pitch, a, carry, da, before, kept, decays, dh, du, du_stride, ddelta, ddelta_stride,
+# following, steps): the steps in reverse; dx, ddt, db, dc gain their sums over these states; `before` are the states ahead of
+# every step
+scan_backward = _intrinsic("scan_backward", 23, partial(_retreat, with_dh=False))
+scan_backward_dh = _intrinsic("scan_backward_dh", 23, partial(_retreat, with_dh=True))
+# (1, u, u_stride, delta, delta_stride, bias, skip, x, dt, y, positions, steps): reads the rows of u and delta into scratch:
+# dt = softplus(delta + bias), x = dt * u, y = skip * u
+enter_rows = _intrinsic("enter_rows", 11, _enter)
+# (1, u, u_stride, delta, delta_stride, dy, dy_stride, bias, x, dt, dy, slope, positions, steps): the same for the gradient, and
+# dt's slope
+enter_back_rows = _intrinsic("enter_back_rows", 13, _enter_back)
+# (1, u, u_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, dt, slope, dx, ddt, skip, dskip, dbias, positions, adding,
 # steps): from the gradients of x and dt to the rows of those of u and delta, and the sums for D and bias
-leave_back_rows = _wide("leave_back_rows", 18, _leave_back, NARROW)
+leave_back_rows = _intrinsic("leave_back_rows", 18, _leave_back)
 # (W, u, u_stride, delta, delta_stride, y, y_stride, b, b_stride, c, c_stride, bias, skip, a_log2, h, positions, following,
 # steps): everything at once for one state, from rows to rows
 scan_rows = _wide("scan_rows", 17, partial(_scan_rows, adding=False))

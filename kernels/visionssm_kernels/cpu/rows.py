@@ -18,8 +18,8 @@ from . import simd
 from .simd import BF16, F16, F32, LANES, load_f32_part, load_int, prefetch, store, zeros
 
 __all__ = [
-    "LANES_BYTES", "NOTHING", "Rows", "address", "compiled", "compiled_entry", "fill", "gather", "parameter_row", "refer",
-    "scatter", "steps_of", "to_columns", "to_rows", "visited", "zero",
+    "LANES_BYTES", "NOTHING", "Rows", "address", "compiled", "compiled_entry", "fill", "gather", "pack", "parameter_row", "refer",
+    "scatter", "steps_of", "to_columns", "to_rows", "unpack", "visited", "zero",
 ]  # fmt: skip
 
 LANES_BYTES = 4 * LANES
@@ -199,6 +199,25 @@ def to_rows(scratch, pitch, target, channels, states, total):
     for d in range(min(channels, LANES)):
         for n in range(states):
             simd.store_float(simd.load_float(scratch + n * pitch + d * 4), target + (d * total + n) * 4)
+
+
+@compiled
+def pack(scratch, target, channels, states):
+    """One vector of channels per state, contiguous -> `states` rows of `channels` float32, or of LANES if there are more."""
+    for n in range(states):
+        row = target + n * min(channels, LANES) * 4
+        if channels >= LANES:
+            store(simd.load(scratch + n * LANES_BYTES), row)
+        else:
+            simd.store_f32_part(simd.load(scratch + n * LANES_BYTES), row, channels)
+
+
+@compiled
+def unpack(scratch, source, channels, states):
+    """The way back of `pack`, zero beyond."""
+    for n in range(states):
+        row = source + n * min(channels, LANES) * 4
+        store(simd.load(row) if channels >= LANES else load_f32_part(row, channels), scratch + n * LANES_BYTES)
 
 
 @compiled

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .loops import (
+    KEPT,
     NARROW,
     enter_back_rows,
     enter_rows,
@@ -45,11 +46,13 @@ from .rows import (
     compiled,
     fill,
     gather,
+    pack,
     parameter_row,
     scatter,
     steps_of,
     to_columns,
     to_rows,
+    unpack,
     visited,
     zero,
 )  # fmt: skip
@@ -64,7 +67,6 @@ from .simd import (
     load_f32_part,
     load_float,
     mul,
-    prefetch,
     restore_float_mode,
     sigmoid,
     softplus,
@@ -189,55 +191,36 @@ def _chunks_of(p, piece):
     return min(piece * p.chunks, chunks), min((piece + 1) * p.chunks, chunks)
 
 
-class Coming(NamedTuple):
-    """The rows of the next tile: asked for one by one between arithmetic, so that they arrive while it lasts."""
-
-    source: int
-    stride: int
-    vector: int  # bytes
-
-
 @compiled
-def _coming(rows, b, k, channel):
-    return Coming(address(rows, b, k, channel), rows.l, LANES * rows.size)
-
-
-@compiled
-def _time_steps(dt, bias, width, steps, with_softplus, following, coming):
+def _time_steps(dt, bias, steps, with_softplus):
     """delta -> dt, in place."""
-    for v in range(width):
-        shift = load(bias + v * LANES_BYTES)
-        for t in range(steps):
-            prefetch(coming.source + following[t] * coming.stride + v * coming.vector)
-            at = dt + (t * width + v) * LANES_BYTES
-            value = add(load(at), shift)
-            store(softplus(value) if with_softplus else value, at)
+    shift = load(bias)
+    for t in range(steps):
+        at = dt + t * LANES_BYTES
+        value = add(load(at), shift)
+        store(softplus(value) if with_softplus else value, at)
 
 
 @compiled
-def _time_steps_and_slopes(dt, slope, bias, width, steps, with_softplus, following, coming):
+def _time_steps_and_slopes(dt, slope, bias, steps):
     """delta -> dt, in place, and its derivative."""
-    for v in range(width):
-        shift = load(bias + v * LANES_BYTES)
-        for t in range(steps):
-            prefetch(coming.source + following[t] * coming.stride + v * coming.vector)
-            at = (t * width + v) * LANES_BYTES
-            value = add(load(dt + at), shift)
-            store(softplus(value) if with_softplus else value, dt + at)
-            store(sigmoid(value), slope + at)
+    shift = load(bias)
+    for t in range(steps):
+        at = t * LANES_BYTES
+        value = add(load(dt + at), shift)
+        store(softplus(value), dt + at)
+        store(sigmoid(value), slope + at)
 
 
 @compiled
-def _inputs_and_skip(x, dt, y, skip, width, steps, following, coming):
+def _inputs_and_skip(x, dt, y, skip, steps):
     """u -> x = dt * u, in place, and y = D * u."""
-    for v in range(width):
-        weight = load(skip + v * LANES_BYTES)
-        for t in range(steps):
-            prefetch(coming.source + following[t] * coming.stride + v * coming.vector)
-            at = (t * width + v) * LANES_BYTES
-            u = load(x + at)
-            store(mul(u, weight), y + at)
-            store(mul(u, load(dt + at)), x + at)
+    weight = load(skip)
+    for t in range(steps):
+        at = t * LANES_BYTES
+        u = load(x + at)
+        store(mul(u, weight), y + at)
+        store(mul(u, load(dt + at)), x + at)
 
 
 @compiled
@@ -288,13 +271,13 @@ def _opening_task(p, inputs, delta, weights, scratch, positions, following, b, b
             weights_n, an, hn = rows + 4 * n, a + n * LANES_BYTES, h + n * LANES_BYTES
             if backwards:
                 if size == 4:
-                    scan_fade(4, dt, x, LANES_BYTES, weights_n, pitch, an, hn, steps)
+                    scan_fade(4, dt, x, weights_n, pitch, an, hn, steps)
                 else:
-                    scan_fade(1, dt, x, LANES_BYTES, weights_n, pitch, an, hn, steps)
+                    scan_fade(1, dt, x, weights_n, pitch, an, hn, steps)
             elif size == 4:
-                scan_end(4, dt, x, 0, LANES_BYTES, weights_n, weights_n, pitch, an, hn, 0, 0, steps)
+                scan_end(4, dt, x, weights_n, pitch, an, hn, steps)
             else:
-                scan_end(1, dt, x, 0, LANES_BYTES, weights_n, weights_n, pitch, an, hn, 0, 0, steps)
+                scan_end(1, dt, x, weights_n, pitch, an, hn, steps)
             n += size
     target = (piece * p.batch + b) * p.routes * p.channels + parameter
     store_f32_part(total, p.sums + target * 4, channels)
@@ -311,9 +294,9 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
     n_vectors = (N + LANES - 1) // LANES
     pitch = n_vectors * LANES_BYTES
     x = scratch
-    dt = x + CHUNK * row + _PAD
-    y = dt + CHUNK * row + _PAD
-    b_rows = y + CHUNK * row + _PAD
+    dt = x + CHUNK * LANES_BYTES + _PAD
+    y = dt + CHUNK * LANES_BYTES + _PAD
+    b_rows = y + CHUNK * LANES_BYTES + _PAD
     c_rows = b_rows + CHUNK * pitch + _PAD
     a = c_rows + CHUNK * pitch + _PAD
     h = a + N * row + _PAD
@@ -335,10 +318,9 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
     y_at = address(job.y, b, k, channel)
     seen = visited(order, p.order_t, T)
     complete = seen >= p.positions
-    whole = seen == T and channels == width * LANES and p.softplus and states is None
-    whole = whole and job.u.kind == F32 and job.delta.kind == F32 and job.y.kind == F32
-    direct = whole and N % 8 == 0  # the last states' loop writes y to its rows
-    single = whole and N == 1 and job.B.kind == F32 and job.C.kind == F32
+    plain = seen == T and p.softplus and states is None
+    plain = plain and job.u.kind == F32 and job.delta.kind == F32 and job.y.kind == F32
+    single = plain and N == 1 and channels == width * LANES and job.B.kind == F32 and job.C.kind == F32
     u_at, delta_at = address(job.u, b, k, channel), address(job.delta, b, k, channel)
     b_at, c_at = address(job.B, b, k, 0), address(job.C, b, k, 0)
     here, there = positions.ctypes.data, following.ctypes.data
@@ -359,37 +341,48 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
         ahead = AHEAD if single else CHUNK
         coming = following[: max(min(T - start - ahead, CHUNK), 0)]
         steps_of(coming, order, p.order_t, start + ahead, len(coming))
-        if not single:
+        if single:
+            t = 0
+            while t < steps:  # up to the next restart of the state
+                count = _piece(p, start + t, start + steps)
+                if _restarts(p, start + t):
+                    zero(h, width)
+                if first:
+                    scan_rows(
+                        width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a,
+                        h, here + 8 * t, there + 8 * t, count,
+                    )  # fmt: skip
+                else:
+                    scan_rows_adding(
+                        width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a,
+                        h, here + 8 * t, there + 8 * t, count,
+                    )  # fmt: skip
+                t += count
+        else:
             gather(b_rows, n_vectors, b_at, job.B.l, job.B.kind, positions, steps, N, coming)
             gather(c_rows, n_vectors, c_at, job.C.l, job.C.kind, positions, steps, N, coming)
+        for v in range(0 if single else width):
+            left, column = channels - v * LANES, v * LANES_BYTES
+            if left <= 0:
+                break
+            whole = plain and left >= LANES
+            direct = whole and N % 8 == 0  # the last states' loop writes y to its rows
+            u_v, delta_v = u_at + v * LANES * job.u.size, delta_at + v * LANES * job.delta.size
+            y_v = y_at + v * LANES * job.y.size
             if whole:
-                enter_rows(
-                    width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, bias, skip, x, dt, y, here, there, steps
-                )
+                enter_rows(1, u_v, job.u.l, delta_v, job.delta.l, bias + column, skip + column, x, dt, y, here, steps)
             else:
-                next_u, next_delta = _coming(job.u, b, k, channel), _coming(job.delta, b, k, channel)
-                gather(x, width, u_at, job.u.l, job.u.kind, positions, steps, channels, positions[:0])
-                gather(dt, width, delta_at, job.delta.l, job.delta.kind, positions, steps, channels, positions[:0])
-                _time_steps(dt, bias, width, steps, p.softplus, following, next_delta)
-                _inputs_and_skip(x, dt, y, skip, width, steps, following, next_u)
-        t = 0
-        while t < steps:  # up to the next restart of the state
-            count = _piece(p, start + t, start + steps)
-            if _restarts(p, start + t):
-                zero(h, N * width)
-            if single and first:
-                scan_rows(
-                    width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a, h,
-                    here + 8 * t, there + 8 * t, count,
-                )  # fmt: skip
-            elif single:
-                scan_rows_adding(
-                    width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a, h,
-                    here + 8 * t, there + 8 * t, count,
-                )  # fmt: skip
-            for v in range(0 if single else width):
-                column = t * row + v * LANES_BYTES
-                xv, dtv, yv, bt, ct = x + column, dt + column, y + column, b_rows + t * pitch, c_rows + t * pitch
+                gather(x, 1, u_v, job.u.l, job.u.kind, positions, steps, left, coming)
+                gather(dt, 1, delta_v, job.delta.l, job.delta.kind, positions, steps, left, coming)
+                _time_steps(dt, bias + column, steps, p.softplus)
+                _inputs_and_skip(x, dt, y, skip + column, steps)
+            t = 0
+            while t < steps:  # up to the next restart of the state
+                count = _piece(p, start + t, start + steps)
+                if _restarts(p, start + t):
+                    zero(h + v * N * LANES_BYTES, N)
+                its = t * LANES_BYTES
+                xt, dtt, yt, bt, ct = x + its, dt + its, y + its, b_rows + t * pitch, c_rows + t * pitch
                 n = 0
                 while n < N:
                     at = (v * N + n) * LANES_BYTES
@@ -398,42 +391,39 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
                         if direct and N - n == 8:
                             size = 8
                             scan_forward_rows(
-                                8, dtv, xv, yv, row, bn, cn, pitch, an, hn, y_at + v * LANES_BYTES, job.y.l, here + 8 * t,
-                                0 if first else LANES, count,
+                                8, dtt, xt, yt, bn, cn, pitch, an, hn, y_v, job.y.l, here + 8 * t, 0 if first else LANES, u_v,
+                                job.u.l, delta_v, job.delta.l, there + 8 * t, count,
                             )  # fmt: skip
                         elif N - n >= 8:
                             size = 8
-                            scan_forward(8, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, count)
+                            scan_forward(8, dtt, xt, yt, bn, cn, pitch, an, hn, count)
                         elif N - n >= 4:
                             size = 4
-                            scan_forward(4, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, count)
+                            scan_forward(4, dtt, xt, yt, bn, cn, pitch, an, hn, count)
                         elif N - n >= 2:
                             size = 2
-                            scan_forward(2, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, count)
+                            scan_forward(2, dtt, xt, yt, bn, cn, pitch, an, hn, count)
                         else:
                             size = 1
-                            scan_forward(1, dtv, xv, yv, row, bn, cn, pitch, an, hn, 0, 0, count)
+                            scan_forward(1, dtt, xt, yt, bn, cn, pitch, an, hn, count)
                     else:
                         if N - n >= 4:
                             size = 4
-                            scan_forward_keep(4, dtv, xv, yv, row, bn, cn, pitch, an, hn, kept, 0, count)
+                            scan_forward_keep(4, dtt, xt, yt, bn, cn, pitch, an, hn, kept, count)
                         else:
                             size = 1
-                            scan_forward_keep(1, dtv, xv, yv, row, bn, cn, pitch, an, hn, kept, 0, count)
+                            scan_forward_keep(1, dtt, xt, yt, bn, cn, pitch, an, hn, kept, count)
                         for i in range(count):
                             if positions[t + i] >= 0:
                                 target = states_at + positions[t + i] * states_row + (v * LANES * N + n) * 4
-                                to_rows(
-                                    kept + i * size * LANES_BYTES, LANES_BYTES, target, channels - v * LANES, size, N
-                                )
+                                to_rows(kept + i * size * LANES_BYTES, LANES_BYTES, target, left, size, N)
                     n += size
-            t += count
-        for v in range(width):
-            if job.checkpoints:
-                target = checkpoint + (chunk * p.channels + v * LANES) * N * 4
-                to_rows(h + v * N * LANES_BYTES, LANES_BYTES, target, channels - v * LANES, N, N)
-        if not single and not direct:
-            scatter(y, width, y_at, job.y.l, job.y.kind, positions, steps, channels, not first)
+                t += count
+            if not direct:
+                scatter(y, 1, y_v, job.y.l, job.y.kind, positions, steps, left, not first)
+        for v in range(width if job.checkpoints else 0):
+            target = checkpoint + (chunk * p.channels + v * LANES) * N * 4
+            pack(h + v * N * LANES_BYTES, target, channels - v * LANES, N)
     if p.opening:
         to_rows(h, LANES_BYTES, p.ends + its_start, channels, N, N)
 
@@ -445,7 +435,7 @@ def _forward(job, states):
     p = job.problem
     row = p.width * LANES_BYTES
     pitch = (p.states + LANES - 1) // LANES * LANES_BYTES
-    size = (3 * row + 2 * pitch + 4 * LANES_BYTES) * CHUNK + (2 * p.states + 2) * row + 10 * _PAD
+    size = (2 * pitch + 7 * LANES_BYTES) * CHUNK + (2 * p.states + 2) * row + 10 * _PAD
     memory = np.empty(size + 64, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64
     positions, following = np.zeros(CHUNK, np.int64), np.zeros(CHUNK, np.int64)
@@ -480,31 +470,27 @@ def forward_with_states(at):
 
 
 @compiled
-def _finish_gradients(u, dt, dy, slope, dx, ddt, skip, dskip, dbias, width, steps, with_softplus):
+def _finish_gradients(u, dt, dy, slope, dx, ddt, skip, dskip, dbias, steps, with_softplus):
     """dx -> du and ddt -> ddelta, in place; adds to the gradients of D and bias."""
-    for v in range(width):
-        column = v * LANES_BYTES
-        weight, to_skip, to_bias = load(skip + column), zeros(), zeros()
-        for t in range(steps):
-            at = t * width * LANES_BYTES + column
-            g, gdx, gu = load(dy + at), load(dx + at), load(u + at)
-            store(fma(gdx, load(dt + at), mul(weight, g)), dx + at)
-            raw = fma(gdx, gu, load(ddt + at))
-            if with_softplus:
-                raw = mul(raw, load(slope + at))
-            store(raw, ddt + at)
-            to_skip, to_bias = fma(g, gu, to_skip), add(to_bias, raw)
-        store(add(load(dskip + column), to_skip), dskip + column)
-        store(add(load(dbias + column), to_bias), dbias + column)
+    weight, to_skip, to_bias = load(skip), zeros(), zeros()
+    for t in range(steps):
+        at = t * LANES_BYTES
+        g, gdx, gu = load(dy + at), load(dx + at), load(u + at)
+        store(fma(gdx, load(dt + at), mul(weight, g)), dx + at)
+        raw = fma(gdx, gu, load(ddt + at))
+        if with_softplus:
+            raw = mul(raw, load(slope + at))
+        store(raw, ddt + at)
+        to_skip, to_bias = fma(g, gu, to_skip), add(to_bias, raw)
+    store(add(load(dskip), to_skip), dskip)
+    store(add(load(dbias), to_bias), dbias)
 
 
 @compiled
-def _multiply(x, u, dt, width, steps, following, coming):
+def _multiply(x, u, dt, steps):
     for t in range(steps):
-        for v in range(width):
-            prefetch(coming.source + following[t] * coming.stride + v * coming.vector)
-            at = (t * width + v) * LANES_BYTES
-            store(mul(load(u + at), load(dt + at)), x + at)
+        at = t * LANES_BYTES
+        store(mul(load(u + at), load(dt + at)), x + at)
 
 
 @compiled
@@ -516,7 +502,7 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
     row = width * LANES_BYTES
     n_vectors = (N + LANES - 1) // LANES
     pitch = n_vectors * LANES_BYTES
-    tile, small, columns = CHUNK * MOST * LANES_BYTES + _PAD, CHUNK * pitch + _PAD, N * row + _PAD
+    tile, small, columns = CHUNK * LANES_BYTES + _PAD, CHUNK * pitch + _PAD, N * row + _PAD
     u = scratch
     x, dt, dy, slope, dx, ddt = u + tile, u + 2 * tile, u + 3 * tile, u + 4 * tile, u + 5 * tile, u + 6 * tile
     b_rows = ddt + tile
@@ -528,7 +514,7 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
     before = bias + 4 * row + _PAD
     decays = before + (CHUNK + 1) * 4 * LANES_BYTES + _PAD
     dh = decays + CHUNK * 4 * LANES_BYTES + _PAD
-    steps_kept = u + 4 * MOST * LANES_BYTES  # in the space of the tiles
+    steps_kept = dh + (CHUNK * 4 + KEPT * MOST) * LANES_BYTES + _PAD
 
     parameter = (k * p.channels + channel) * 4
     parameter_row(bias, p.bias + parameter if p.bias else 0, channels, width)
@@ -560,9 +546,10 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         states_row = p.routes * p.channels * N * 4
         states_at = grad_states + b * p.positions * states_row + parameter * N
 
-    whole = seen == T and channels == width * LANES and p.softplus and job.u.kind == F32 and job.delta.kind == F32
-    whole = whole and job.dy.kind == F32 and job.du.kind == F32
-    single = whole and N == 1 and not p.segment and grad_states is None and job.B.kind == F32 and job.C.kind == F32
+    plain = seen == T and p.softplus and job.u.kind == F32 and job.delta.kind == F32
+    plain = plain and job.dy.kind == F32 and job.du.kind == F32
+    single = plain and N == 1 and channels == width * LANES and not p.segment and grad_states is None
+    single = single and job.B.kind == F32 and job.C.kind == F32
     here, there = positions.ctypes.data, following.ctypes.data
     u_at, delta_at, dy_at = (
         address(job.u, b, k, channel),
@@ -615,104 +602,100 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         gather(c_rows, n_vectors, c_at, job.C.l, job.C.kind, positions, steps, N, coming)
         zero(db_rows, steps * n_vectors)
         zero(dc_rows, steps * n_vectors)
-        for v0 in range(0, width, MOST):
-            w, first_channel = min(width - v0, MOST), v0 * LANES
-            row, its_channels, c1 = w * LANES_BYTES, channels - v0 * LANES, v0 * LANES_BYTES
-            if its_channels <= 0:
+        for v in range(width):
+            left, column = channels - v * LANES, v * LANES_BYTES
+            if left <= 0:
                 break
-            next_u, next_delta = (
-                _coming(job.u, b, k, channel + first_channel),
-                _coming(job.delta, b, k, channel + first_channel),
-            )
-            u_v, delta_v, dy_v = next_u.source, next_delta.source, address(job.dy, b, k, channel + first_channel)
-            du_v = address(job.du, b, k, channel + first_channel)
-            ddelta_v = address(job.ddelta, b, k, channel + first_channel)
+            whole = plain and left >= LANES
+            u_v, delta_v = u_at + v * LANES * job.u.size, delta_at + v * LANES * job.delta.size
+            dy_v, du_v = dy_at + v * LANES * job.dy.size, du_at + v * LANES * job.du.size
+            ddelta_v = ddelta_at + v * LANES * job.ddelta.size
             if whole:
                 enter_back_rows(
-                    w, u_v, job.u.l, delta_v, job.delta.l, dy_v, job.dy.l, du_v, job.du.l, ddelta_v, job.ddelta.l,
-                    bias + c1, x, dt, dy, slope, here, there, steps,
-                )  # fmt: skip
+                    1, u_v, job.u.l, delta_v, job.delta.l, dy_v, job.dy.l, bias + column, x, dt, dy, slope, here, steps
+                )
             else:
-                gather(u, w, u_v, job.u.l, job.u.kind, positions, steps, its_channels, positions[:0])
-                gather(dt, w, delta_v, job.delta.l, job.delta.kind, positions, steps, its_channels, positions[:0])
-                gather(dy, w, dy_v, job.dy.l, job.dy.kind, positions, steps, its_channels, coming)
+                gather(u, 1, u_v, job.u.l, job.u.kind, positions, steps, left, positions[:0])
+                gather(dt, 1, delta_v, job.delta.l, job.delta.kind, positions, steps, left, positions[:0])
+                gather(dy, 1, dy_v, job.dy.l, job.dy.kind, positions, steps, left, positions[:0])
                 if p.softplus:
-                    _time_steps_and_slopes(dt, slope, bias + c1, w, steps, True, following, next_delta)
+                    _time_steps_and_slopes(dt, slope, bias + column, steps)
                 else:
-                    _time_steps(dt, bias + c1, w, steps, False, following, next_delta)
-                _multiply(x, u, dt, w, steps, following, next_u)
-            zero(dx, steps * w)
-            zero(ddt, steps * w)
-            for i in range(w):
-                v, column = v0 + i, i * LANES_BYTES
-                left = channels - v * LANES
-                xv, dtv, dyv, dxv, ddtv = x + column, dt + column, dy + column, dx + column, ddt + column
-                if chunk == 0:
-                    zero(h, N)
-                else:
-                    to_columns(h, checkpoint + ((chunk - 1) * p.channels + v * LANES) * N * 4, left, N, 1.0)
-                n = 0
-                while n < N:
-                    size = 4 if N - n >= 4 else 2 if N - n >= 2 else 1
-                    at = (v * N + n) * LANES_BYTES
-                    hn, a2n, an, gn, dan = h + n * LANES_BYTES, a_log2 + at, a + at, carry + at, da + at
-                    bn, cn, dbn, dcn = b_rows + 4 * n, c_rows + 4 * n, db_rows + 4 * n, dc_rows + 4 * n
-                    kept = before + size * LANES_BYTES
-                    for j in range(size):
-                        store(load(hn + j * LANES_BYTES), before + j * LANES_BYTES)
-                    if grad_states is not None:
-                        for t in range(steps):
-                            for j in range(size):
-                                target = dh + (t * size + j) * LANES_BYTES
-                                source = states_at + positions[t] * states_row + (v * LANES * N + n + j) * 4
-                                _strided(target, source, N, left if positions[t] >= 0 else 0)
-                    t = 0
-                    while t < steps:  # up to the next restart of the state
-                        count = _piece(p, start + t, start + steps)
-                        kept_t, decays_t = kept + t * size * LANES_BYTES, decays + t * size * LANES_BYTES
-                        dtt, xt, bt, ct = dtv + t * row, xv + t * row, bn + t * pitch, cn + t * pitch
-                        restarts = _restarts(p, start + t)
-                        if restarts:
-                            zero(hn, size)
-                        if size == 4:
-                            scan_replay(4, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
-                        elif size == 2:
-                            scan_replay(2, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
-                        else:
-                            scan_replay(1, dtt, xt, 0, row, bt, ct, pitch, a2n, hn, kept_t, decays_t, count)
-                        if restarts:
-                            zero(decays_t, size)  # no gradient passes to the steps before
-                        t += count
-                    if grad_states is None:
-                        if size == 4:
-                            scan_backward(4, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
-                                          decays, dh, steps)  # fmt: skip
-                        elif size == 2:
-                            scan_backward(2, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
-                                          decays, dh, steps)  # fmt: skip
-                        else:
-                            scan_backward(1, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept,
-                                          decays, dh, steps)  # fmt: skip
+                    _time_steps(dt, bias + column, steps, False)
+                _multiply(x, u, dt, steps)
+            zero(dx, steps)
+            zero(ddt, steps)
+            if chunk == 0:
+                zero(h, N)
+            else:
+                unpack(h, checkpoint + ((chunk - 1) * p.channels + v * LANES) * N * 4, left, N)
+            n = 0
+            while n < N:
+                size = 4 if N - n >= 4 else 2 if N - n >= 2 else 1
+                at = (v * N + n) * LANES_BYTES
+                hn, a2n, an, gn, dan = h + n * LANES_BYTES, a_log2 + at, a + at, carry + at, da + at
+                bn, cn, dbn, dcn = b_rows + 4 * n, c_rows + 4 * n, db_rows + 4 * n, dc_rows + 4 * n
+                kept = before + size * LANES_BYTES
+                for j in range(size):
+                    store(load(hn + j * LANES_BYTES), before + j * LANES_BYTES)
+                if grad_states is not None:
+                    for t in range(steps):
+                        for j in range(size):
+                            target = dh + (t * size + j) * LANES_BYTES
+                            source = states_at + positions[t] * states_row + (v * LANES * N + n + j) * 4
+                            _strided(target, source, N, left if positions[t] >= 0 else 0)
+                t = 0
+                while t < steps:  # up to the next restart of the state
+                    count = _piece(p, start + t, start + steps)
+                    kept_t, decays_t = kept + t * size * LANES_BYTES, decays + t * size * LANES_BYTES
+                    dtt, xt, bt, there_t = dt + t * LANES_BYTES, x + t * LANES_BYTES, bn + t * pitch, there + 8 * t
+                    restarts = _restarts(p, start + t)
+                    if restarts:
+                        zero(hn, size)
+                    if size == 4:
+                        scan_replay(4, dtt, xt, bt, pitch, a2n, hn, kept_t, decays_t, u_v, job.u.l, delta_v, job.delta.l,
+                                    dy_v, job.dy.l, there_t, count)  # fmt: skip
+                    elif size == 2:
+                        scan_replay(2, dtt, xt, bt, pitch, a2n, hn, kept_t, decays_t, u_v, job.u.l, delta_v, job.delta.l,
+                                    dy_v, job.dy.l, there_t, count)  # fmt: skip
                     else:
-                        if size == 4:
-                            scan_backward_dh(4, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
-                                             kept, decays, dh, steps)  # fmt: skip
-                        elif size == 2:
-                            scan_backward_dh(2, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
-                                             kept, decays, dh, steps)  # fmt: skip
-                        else:
-                            scan_backward_dh(1, dtv, xv, dyv, dxv, ddtv, row, bn, cn, dbn, dcn, pitch, an, gn, dan, before,
-                                             kept, decays, dh, steps)  # fmt: skip
-                    n += size
+                        scan_replay(1, dtt, xt, bt, pitch, a2n, hn, kept_t, decays_t, u_v, job.u.l, delta_v, job.delta.l,
+                                    dy_v, job.dy.l, there_t, count)  # fmt: skip
+                    if restarts:
+                        zero(decays_t, size)  # no gradient passes to the steps before
+                    t += count
+                if grad_states is None:
+                    if size == 4:
+                        scan_backward(4, dt, x, dy, dx, ddt, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept, decays, dh,
+                                      du_v, job.du.l, ddelta_v, job.ddelta.l, there, steps)  # fmt: skip
+                    elif size == 2:
+                        scan_backward(2, dt, x, dy, dx, ddt, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept, decays, dh,
+                                      du_v, job.du.l, ddelta_v, job.ddelta.l, there, steps)  # fmt: skip
+                    else:
+                        scan_backward(1, dt, x, dy, dx, ddt, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept, decays, dh,
+                                      du_v, job.du.l, ddelta_v, job.ddelta.l, there, steps)  # fmt: skip
+                else:
+                    if size == 4:
+                        scan_backward_dh(4, dt, x, dy, dx, ddt, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept, decays, dh,
+                                         du_v, job.du.l, ddelta_v, job.ddelta.l, there, steps)  # fmt: skip
+                    elif size == 2:
+                        scan_backward_dh(2, dt, x, dy, dx, ddt, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept, decays, dh,
+                                         du_v, job.du.l, ddelta_v, job.ddelta.l, there, steps)  # fmt: skip
+                    else:
+                        scan_backward_dh(1, dt, x, dy, dx, ddt, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept, decays, dh,
+                                         du_v, job.du.l, ddelta_v, job.ddelta.l, there, steps)  # fmt: skip
+                n += size
             if whole:
                 leave_back_rows(
-                    w, u_v, job.u.l, dy_v, job.dy.l, du_v, job.du.l, ddelta_v, job.ddelta.l, dt, slope, dx, ddt, skip + c1,
-                    dskip + c1, dbias + c1, here, 0 if first else LANES, steps,
+                    1, u_v, job.u.l, dy_v, job.dy.l, du_v, job.du.l, ddelta_v, job.ddelta.l, dt, slope, dx, ddt, skip + column,
+                    dskip + column, dbias + column, here, 0 if first else LANES, steps,
                 )  # fmt: skip
             else:
-                _finish_gradients(u, dt, dy, slope, dx, ddt, skip + c1, dskip + c1, dbias + c1, w, steps, p.softplus)
-                scatter(dx, w, du_v, job.du.l, job.du.kind, positions, steps, its_channels, not first)
-                scatter(ddt, w, ddelta_v, job.ddelta.l, job.ddelta.kind, positions, steps, its_channels, False)
+                _finish_gradients(
+                    u, dt, dy, slope, dx, ddt, skip + column, dskip + column, dbias + column, steps, p.softplus
+                )
+                scatter(dx, 1, du_v, job.du.l, job.du.kind, positions, steps, left, not first)
+                scatter(ddt, 1, ddelta_v, job.ddelta.l, job.ddelta.kind, positions, steps, left, False)
         scatter(db_rows, n_vectors, db_at, job.dB.l, job.dB.kind, positions, steps, N, False)
         scatter(dc_rows, n_vectors, dc_at, job.dC.l, job.dC.kind, positions, steps, N, False)
 
@@ -742,7 +725,11 @@ def _backward(job, grad_states):
     p = job.problem
     row = p.width * LANES_BYTES
     pitch = (p.states + LANES - 1) // LANES * LANES_BYTES
-    size = (7 * MOST * LANES_BYTES + 4 * pitch + 12 * LANES_BYTES) * CHUNK + (5 * p.states + 4) * row + 4 * LANES_BYTES
+    size = (
+        (4 * pitch + (19 + KEPT * MOST) * LANES_BYTES) * CHUNK
+        + (5 * p.states + 4) * row
+        + (4 + KEPT * MOST) * LANES_BYTES
+    )
     size += 20 * _PAD
     memory = np.empty(size + 64, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64

@@ -181,12 +181,11 @@ class Emitter:
 
     def exp2(self, z: ir.Value, factor: ir.Value | None = None) -> ir.Value:
         """2^z, or 2^(z factor): 0 below -126.5, inf from 127.5 on (AVX-512: to the ends of float32), NaN for NaN."""
-        if _AVX512:  # the product is not rounded
-            step, at = self.to_grid(z, 16, factor)
-            # -inf leaves NaN here, which scalef takes to 0 for a step of -inf, as it should
-            rest = self.b.fsub(z, step) if factor is None else self.fma(z, factor, self.b.fneg(step))
-            return self.power_near(_EXP2_NEAR, rest, step, at)
         z = z if factor is None else self.b.fmul(z, factor)
+        if _AVX512:
+            step, at = self.to_grid(z, 16)
+            # -inf leaves NaN here, which scalef takes to 0 for a step of -inf, as it should
+            return self.power_near(_EXP2_NEAR, self.b.fsub(z, step), step, at)
         z = self.select("<", self.constant(128.0), self.select(">", self.constant(-127.0), z))
         whole, power = self.nearest(z)
         return self.b.fmul(self.polynomial(_EXP2, self.b.fsub(z, whole)), power)
