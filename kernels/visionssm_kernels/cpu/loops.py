@@ -9,9 +9,9 @@ is served by the same code. All arguments are addresses of scratch memory and by
     h, carry, da    one vector per state, contiguous: read before and written after the loop
     kept, decays    (steps, G) vectors, contiguous: the states after, and the decays of, every step
 
-Those named after rows work on the rows of float32 tensors themselves, for one or W whole vectors of channels: a row of step t
-is at `..._at + positions[t] * ..._stride` bytes. Rows needed soon, at the positions `following`, are asked for on the way, one
-by one between arithmetic: asked for all at once, they would be waited for.
+Those named after rows work on the rows of float32 tensors themselves, for W whole vectors of channels or for `left` channels of
+one: a row of step t is at `..._at + positions[t] * ..._stride` bytes. Rows needed soon, at the positions `following`, are asked
+for on the way, one by one between arithmetic: asked for all at once, they would be waited for.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import LANES, Emitter, positional
+from .simd import LANES, MASKS, Emitter, positional
 
 __all__ = [
-    "KEPT", "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_back_rows", "enter_rows",
-    "leave_back_rows", "replay_rows", "retreat_rows", "scan_backward", "scan_backward_dh", "scan_end", "scan_fade",
-    "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows", "scan_rows_adding", "sum_taps",
+    "KEPT", "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_back_rows",
+    "enter_rows", "leave_back_rows", "replay_rows", "retreat_rows", "scan_backward", "scan_backward_dh", "scan_end",
+    "scan_fade", "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows", "scan_rows_adding",
+    "sum_taps",
 ]  # fmt: skip
 
 _BYTES = 4 * LANES
@@ -38,9 +39,9 @@ NARROW = (3, 2, 1)  # as many as the gradient takes at a time: what it keeps of 
 
 
 def _advance(
-    size: int, e: Emitter, dt: ir.Value, x: ir.Value, b: ir.Value, pitch: ir.Value, a_log2: ir.Value, h: ir.Value, steps: ir.Value,
-    *, y: ir.Value | None = None, c: ir.Value | None = None, kept: ir.Value | None = None, decays: ir.Value | None = None,
-    out: Sequence[ir.Value] = (), asked: Sequence[ir.Value] = (),
+    size: int, e: Emitter, dt: ir.Value, x: ir.Value, b: ir.Value, pitch: ir.Value, a_log2: ir.Value, h: ir.Value,
+    steps: ir.Value, *, y: ir.Value | None = None, c: ir.Value | None = None, kept: ir.Value | None = None,
+    decays: ir.Value | None = None, out: _Column | None = None, asked: Sequence[ir.Value] = (),
 ) -> None:  # fmt: skip
     rates, start = ([e.load(e.offset(at, n, _BYTES)) for n in range(size)] for at in (a_log2, h))
 
@@ -57,11 +58,10 @@ def _advance(
             for n in range(size):
                 parts[n % len(parts)] = e.fma(h[n], e.load_splat(e.offset(c_t, n, 4)), parts[n % len(parts)])
             total = parts[0] if len(parts) == 1 else e.b.fadd(*parts)
-            if out:
-                at, stride, positions, adding = out
-                y_t = e.offset(at, *_positions(e, t, positions), stride)
-                total = e.b.fadd(total, e.load_part(y_t, e.mask(adding)))
-            e.store(total, y_t)
+            if out is None:
+                e.store(total, y_t)
+            else:
+                out.add(total, t)
         for at, values in ((kept, h), (decays, decay)):
             for n in range(0 if at is None else size):
                 e.store(values[n], e.offset(e.offset(at, t, size * _BYTES), n, _BYTES))
@@ -77,12 +77,11 @@ def _forward(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
 
 
 def _forward_rows(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
-    (dt, x, y, b, c, pitch, a_log2, h, out, out_stride, positions, adding, u, u_stride, delta, delta_stride, following,
+    (dt, x, y, b, c, pitch, a_log2, h, left, out, out_stride, positions, adding, u, u_stride, delta, delta_stride, following,
      steps) = arguments  # fmt: skip
     asked = (u, u_stride, delta, delta_stride, out, out_stride, following)
-    _advance(
-        size, e, dt, x, b, pitch, a_log2, h, steps, y=y, c=c, out=(out, out_stride, positions, adding), asked=asked
-    )
+    column = _Column(e, out, out_stride, positions, left, adding)
+    _advance(size, e, dt, x, b, pitch, a_log2, h, steps, y=y, c=c, out=column, asked=asked)
 
 
 def _forward_keep(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
@@ -167,6 +166,40 @@ def _ask(e: Emitter, t: ir.Value, asked: Sequence[ir.Value]) -> None:
         e.prefetch(e.offset(at, *_positions(e, t, following), stride))
 
 
+class _Column:
+    """One vector of every row of a float32 tensor: `left` channels of it, if masks cost nothing here, else all."""
+
+    def __init__(
+        self, e: Emitter, at: ir.Value, stride: ir.Value, positions: ir.Value, left: ir.Value, adding: ir.Value | None = None
+    ) -> None:  # fmt: skip
+        self.e, self.at, self.stride, self.positions = e, at, stride, positions
+        self.mask = e.mask(left) if MASKS else None
+        if adding is not None:
+            yes = e.b.icmp_signed("!=", adding, ir.Constant(adding.type, 0))
+            self.adding = e.mask(e.b.select(yes, left, adding))
+
+    def _address(self, t: ir.Value) -> ir.Value:
+        return self.e.offset(self.at, *_positions(self.e, t, self.positions), self.stride)
+
+    def load(self, t: ir.Value) -> ir.Value:
+        at = self._address(t)
+        return self.e.load(at) if self.mask is None else self.e.load_part(at, self.mask)
+
+    def store(self, value: ir.Value, t: ir.Value) -> None:
+        self._store(value, self._address(t))
+
+    def add(self, value: ir.Value, t: ir.Value) -> None:
+        """Adds to what is there if `adding` is not 0, else replaces it."""
+        at = self._address(t)
+        self._store(self.e.b.fadd(value, self.e.load_part(at, self.adding)), at)
+
+    def _store(self, value: ir.Value, at: ir.Value) -> None:
+        if self.mask is None:
+            self.e.store(value, at)
+        else:
+            self.e.store_part(value, at, self.mask)
+
+
 class _Rows:
     """The rows of W vectors of one tensor, and those of the next tile."""
 
@@ -187,100 +220,130 @@ def _positions(e: Emitter, t: ir.Value, *tables: ir.Value) -> list[ir.Value]:
     return [e.load(e.offset(table, t, 8), ir.IntType(64)) for table in tables]
 
 
-def _enter(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
-    (u_at, u_stride, delta_at, delta_stride, bias_at, skip_at, x_at, dt_at, y_at, positions, steps) = arguments  # fmt: skip
-    bias, skip = e.load(bias_at), e.load(skip_at)
-    # two short loops, because a processor looks too few ahead to overlap one with chains as long as both
+def _begin_steps(
+    e: Emitter, delta: _Column, bias_at: ir.Value, small_at: ir.Value, raw_at: ir.Value, steps: ir.Value
+) -> None:  # fmt: skip
+    """The first half of softplus in a loop of its own: a processor looks too few ahead to overlap chains as long as both."""
+    bias = e.load(bias_at)
 
     def begin(t: ir.Value) -> list[ir.Value]:
-        raw = e.b.fadd(e.load(e.offset(delta_at, *_positions(e, t, positions), delta_stride)), bias)
-        e.store(raw, e.offset(dt_at, t, _BYTES))
-        e.store(e.exp_of_minus_abs(raw), e.offset(x_at, t, _BYTES))
+        raw = e.b.fadd(delta.load(t), bias)
+        e.store(raw, e.offset(raw_at, t, _BYTES))
+        e.store(e.exp_of_minus_abs(raw), e.offset(small_at, t, _BYTES))
         return []
 
+    e.loop(steps, [], begin)
+
+
+def _enter(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    left, u_at, u_stride, delta_at, delta_stride, bias_at, skip_at, x_at, dt_at, y_at, positions, steps = arguments
+    u_rows, delta_rows = (
+        _Column(e, at, stride, positions, left) for at, stride in ((u_at, u_stride), (delta_at, delta_stride))
+    )
+    _begin_steps(e, delta_rows, bias_at, x_at, dt_at, steps)
+    skip = e.load(skip_at)
+
     def finish(t: ir.Value) -> list[ir.Value]:
-        u = e.load(e.offset(u_at, *_positions(e, t, positions), u_stride))
-        x_t, dt_t = (e.offset(at, t, _BYTES) for at in (x_at, dt_at))
+        u, x_t, dt_t = u_rows.load(t), e.offset(x_at, t, _BYTES), e.offset(dt_at, t, _BYTES)
         dt = e.softplus_of(e.load(dt_t), e.load(x_t))
         for value, at in ((dt, dt_t), (e.b.fmul(u, dt), x_t), (e.b.fmul(u, skip), e.offset(y_at, t, _BYTES))):
             e.store(value, at)
         return []
 
-    e.loop(steps, [], begin)
     e.loop(steps, [], finish)
 
 
 def _enter_back(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
-    (u_at, u_stride, delta_at, delta_stride, dy_at, dy_stride, bias_at, x_at, dt_at, dy_to, slope_at, positions,
+    (left, u_at, u_stride, delta_at, delta_stride, dy_at, dy_stride, bias_at, x_at, dt_at, dy_to, slope_at, positions,
      steps) = arguments  # fmt: skip
-    bias = e.load(bias_at)
-
-    def begin(t: ir.Value) -> list[ir.Value]:
-        raw = e.b.fadd(e.load(e.offset(delta_at, *_positions(e, t, positions), delta_stride)), bias)
-        e.store(raw, e.offset(dt_at, t, _BYTES))
-        e.store(e.exp_of_minus_abs(raw), e.offset(x_at, t, _BYTES))
-        return []
+    u_rows, delta_rows, dy_rows = (
+        _Column(e, at, stride, positions, left)
+        for at, stride in ((u_at, u_stride), (delta_at, delta_stride), (dy_at, dy_stride))
+    )
+    _begin_steps(e, delta_rows, bias_at, x_at, dt_at, steps)
 
     def finish(t: ir.Value) -> list[ir.Value]:
-        (here,) = _positions(e, t, positions)
-        u, dy = e.load(e.offset(u_at, here, u_stride)), e.load(e.offset(dy_at, here, dy_stride))
-        x_t, dt_t = (e.offset(at, t, _BYTES) for at in (x_at, dt_at))
+        x_t, dt_t = e.offset(x_at, t, _BYTES), e.offset(dt_at, t, _BYTES)
         raw, small = e.load(dt_t), e.load(x_t)
         dt = e.softplus_of(raw, small)
-        e.store(dt, dt_t)
-        e.store(e.b.fmul(u, dt), x_t)
-        e.store(e.sigmoid_of(raw, small), e.offset(slope_at, t, _BYTES))
-        e.store(dy, e.offset(dy_to, t, _BYTES))
+        for value, at in (
+            (dt, dt_t),
+            (e.b.fmul(u_rows.load(t), dt), x_t),
+            (e.sigmoid_of(raw, small), e.offset(slope_at, t, _BYTES)),
+            (dy_rows.load(t), e.offset(dy_to, t, _BYTES)),
+        ):
+            e.store(value, at)
         return []
 
-    e.loop(steps, [], begin)
     e.loop(steps, [], finish)
 
 
 def _leave_back(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
-    (u_at, u_stride, dy_at, dy_stride, du_at, du_stride, ddelta_at, ddelta_stride, dt_at, slope_at, dx_at, ddt_at, skip_at,
+    (left, u_at, u_stride, dy_at, du_at, du_stride, ddelta_at, ddelta_stride, dt_at, slope_at, dx_at, ddt_at, skip_at,
      dskip_at, dbias_at, positions, adding, steps) = arguments  # fmt: skip
-    skip, there = e.load(skip_at), e.mask(adding)
+    u_rows, ddelta_rows = (
+        _Column(e, at, stride, positions, left) for at, stride in ((u_at, u_stride), (ddelta_at, ddelta_stride))
+    )
+    du_rows, skip = _Column(e, du_at, du_stride, positions, left, adding), e.load(skip_at)
 
     def step(t: ir.Value, dskip: ir.Value, dbias: ir.Value) -> list[ir.Value]:
-        (here,) = _positions(e, t, positions)
-        dt, slope, dx, ddt = (e.load(e.offset(at, t, _BYTES)) for at in (dt_at, slope_at, dx_at, ddt_at))
-        u, dy = e.load(e.offset(u_at, here, u_stride)), e.load(e.offset(dy_at, here, dy_stride))
-        du_t = e.offset(du_at, here, du_stride)
-        e.store(e.b.fadd(e.fma(dx, dt, e.b.fmul(dy, skip)), e.load_part(du_t, there)), du_t)
+        dt, slope, dx, ddt, dy = (e.load(e.offset(at, t, _BYTES)) for at in (dt_at, slope_at, dx_at, ddt_at, dy_at))
+        u = u_rows.load(t)
+        du_rows.add(e.fma(dx, dt, e.b.fmul(dy, skip)), t)
         raw = e.b.fmul(e.fma(dx, u, ddt), slope)
-        e.store(raw, e.offset(ddelta_at, here, ddelta_stride))
+        ddelta_rows.store(raw, t)
         return [e.fma(dy, u, dskip), e.b.fadd(dbias, raw)]
 
     for value, at in zip(e.loop(steps, [e.load(dskip_at), e.load(dbias_at)], step), (dskip_at, dbias_at), strict=True):
         e.store(value, at)
 
 
-def _scan_rows(width: int, e: Emitter, arguments: tuple[ir.Value, ...], *, adding: bool) -> None:
+def _scan_rows(width: int, e: Emitter, arguments: Sequence[ir.Value], *, adding: bool) -> None:
     (u_at, u_stride, delta_at, delta_stride, y_at, y_stride, b_at, b_stride, c_at, c_stride, bias_at, skip_at, a_at, h_at,
-     positions, following, steps) = arguments  # fmt: skip
+     small_at, dt_at, positions, following, steps) = arguments  # fmt: skip
     u_rows, delta_rows = _Rows(e, u_at, u_stride), _Rows(e, delta_at, delta_stride)
     y_rows = _Rows(e, y_at, y_stride, write=True)
     bias, skip, rate, start = (
         [e.load(e.offset(at, v, _BYTES)) for v in range(width)] for at in (bias_at, skip_at, a_at, h_at)
     )
 
-    def step(t: ir.Value, *h: ir.Value) -> list[ir.Value]:
-        here, next_ = _positions(e, t, positions, following)
-        u_rows.go(here, next_), delta_rows.go(here, next_), y_rows.go(here, next_)
-        b, c = (e.load_splat(e.offset(at, here, stride)) for at, stride in ((b_at, b_stride), (c_at, c_stride)))
+    def place(at: ir.Value, t: ir.Value, v: int) -> ir.Value:
+        return e.offset(e.offset(at, t, width * _BYTES), v, _BYTES)
 
-        def advance(v: int) -> ir.Value:
-            u_rows.ask(v), delta_rows.ask(v), y_rows.ask(v)
-            u, dt = u_rows.load(v), e.softplus(e.b.fadd(delta_rows.load(v), bias[v]))
+    # three loops, as a processor looks too few steps ahead to overlap chains as long as all of it
+    def begin(t: ir.Value) -> list[ir.Value]:
+        delta_rows.go(*_positions(e, t, positions, following))
+        for v in range(width):
+            delta_rows.ask(v)
+            raw = e.b.fadd(delta_rows.load(v), bias[v])
+            e.store(raw, place(dt_at, t, v))
+            e.store(e.exp_of_minus_abs(raw), place(small_at, t, v))
+        return []
+
+    def go_on(t: ir.Value) -> list[ir.Value]:
+        u_rows.go(*_positions(e, t, positions, following))
+        for v in range(width):
+            u_rows.ask(v)
+            e.store(e.softplus_of(e.load(place(dt_at, t, v)), e.load(place(small_at, t, v))), place(dt_at, t, v))
+        return []
+
+    def finish(t: ir.Value, *h: ir.Value) -> list[ir.Value]:
+        here, next_ = _positions(e, t, positions, following)
+        u_rows.go(here, next_), y_rows.go(here, next_)
+        b, c = (e.load_splat(e.offset(at, here, stride)) for at, stride in ((b_at, b_stride), (c_at, c_stride)))
+        states = []
+        for v in range(width):
+            y_rows.ask(v)
+            u, dt = u_rows.load(v), e.load(place(dt_at, t, v))
             state = e.fma(e.exp2(dt, rate[v]), h[v], e.b.fmul(e.b.fmul(dt, u), b))
             y = e.fma(state, c, e.b.fmul(u, skip[v]))
             e.store(e.b.fadd(y, y_rows.load(v)) if adding else y, e.offset(y_rows.row, v, _BYTES))
-            return state
+            states.append(state)
+        return states
 
-        return e.interleaved([partial(advance, v) for v in range(width)])
-
-    for v, value in enumerate(e.loop(steps, start, step)):
+    e.loop(steps, [], begin)
+    e.loop(steps, [], go_on)
+    for v, value in enumerate(e.loop(steps, start, finish)):
         e.store(value, e.offset(h_at, v, _BYTES))
 
 
@@ -496,9 +559,9 @@ def _columns(name: str, count: int, emit: Callable[..., None], widths: Sequence[
 
 # (G, dt, x, y, b, c, pitch, a_log2, h, steps): y gains C . h
 scan_forward = _intrinsic("scan_forward", 9, _forward)
-# (G, ..., h, out, out_stride, positions, adding, u, u_stride, delta, delta_stride, following, steps): the sum of y and C . h goes
-# to the rows of a float32 tensor, where it is added to what is there if `adding` is LANES, not if it is 0
-scan_forward_rows = _intrinsic("scan_forward_rows", 18, _forward_rows)
+# (G, ..., h, left, out, out_stride, positions, adding, u, u_stride, delta, delta_stride, following, steps): the sum of y and
+# C . h goes to the rows of a float32 tensor, where it is added to what is there unless `adding` is 0
+scan_forward_rows = _intrinsic("scan_forward_rows", 19, _forward_rows)
 # (G, ..., h, kept, steps)
 scan_forward_keep = _intrinsic("scan_forward_keep", 10, _forward_keep)
 # (G, dt, x, b, pitch, a_log2, h, kept, decays, u, u_stride, delta, delta_stride, dy, dy_stride, following, steps)
@@ -512,19 +575,19 @@ scan_fade = _intrinsic("scan_fade", 7, _fade)
 # every step
 scan_backward = _intrinsic("scan_backward", 23, partial(_retreat, with_dh=False))
 scan_backward_dh = _intrinsic("scan_backward_dh", 23, partial(_retreat, with_dh=True))
-# (1, u, u_stride, delta, delta_stride, bias, skip, x, dt, y, positions, steps): reads the rows of u and delta into scratch:
+# (1, left, u, u_stride, delta, delta_stride, bias, skip, x, dt, y, positions, steps): reads the rows of u and delta into scratch:
 # dt = softplus(delta + bias), x = dt * u, y = skip * u
-enter_rows = _intrinsic("enter_rows", 11, _enter)
-# (1, u, u_stride, delta, delta_stride, dy, dy_stride, bias, x, dt, dy, slope, positions, steps): the same for the gradient, and
-# dt's slope
-enter_back_rows = _intrinsic("enter_back_rows", 13, _enter_back)
-# (1, u, u_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, dt, slope, dx, ddt, skip, dskip, dbias, positions, adding,
+enter_rows = _intrinsic("enter_rows", 12, _enter)
+# (1, left, u, u_stride, delta, delta_stride, dy, dy_stride, bias, x, dt, dy, slope, positions, steps): the same for the gradient,
+# and dt's slope
+enter_back_rows = _intrinsic("enter_back_rows", 14, _enter_back)
+# (1, left, u, u_stride, dy, du, du_stride, ddelta, ddelta_stride, dt, slope, dx, ddt, skip, dskip, dbias, positions, adding,
 # steps): from the gradients of x and dt to the rows of those of u and delta, and the sums for D and bias
 leave_back_rows = _intrinsic("leave_back_rows", 18, _leave_back)
-# (W, u, u_stride, delta, delta_stride, y, y_stride, b, b_stride, c, c_stride, bias, skip, a_log2, h, positions, following,
-# steps): everything at once for one state, from rows to rows
-scan_rows = _wide("scan_rows", 17, partial(_scan_rows, adding=False))
-scan_rows_adding = _wide("scan_rows_adding", 17, partial(_scan_rows, adding=True))
+# (W, u, u_stride, delta, delta_stride, y, y_stride, b, b_stride, c, c_stride, bias, skip, a_log2, h, small, dt, positions,
+# following, steps): everything for one state, from rows to rows; `small` and `dt` are scratch for W vectors of every step
+scan_rows = _wide("scan_rows", 19, partial(_scan_rows, adding=False))
+scan_rows_adding = _wide("scan_rows_adding", 19, partial(_scan_rows, adding=True))
 # (W, u, u_stride, delta, delta_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, b, b_stride, bias, a_log2, h, kept,
 # positions, following, steps): one state's steps again, keeping (W, 4) vectors of each: dt, its slope, decay, state; ahead of
 # `kept` goes the state before the first step. Asks for the rows that the steps in reverse will need

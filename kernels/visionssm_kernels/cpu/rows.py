@@ -10,12 +10,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 import torch
 from numba import cfunc, njit
 from torch import Tensor
 
 from . import simd
-from .simd import BF16, F16, F32, LANES, load_f32_part, load_int, prefetch, store, zeros
+from .simd import (
+    BF16,
+    F16,
+    F32,
+    LANES,
+    copy_positions,
+    count_positions,
+    load_f32_part,
+    load_int,
+    prefetch,
+    store,
+    zeros,
+)  # fmt: skip
 
 __all__ = [
     "LANES_BYTES", "NOTHING", "Rows", "address", "compiled", "compiled_entry", "fill", "gather", "pack", "parameter_row", "refer",
@@ -99,6 +112,9 @@ def address(rows, b, k, channel):
 @compiled
 def steps_of(positions, order, stride, start, steps):
     """positions[:steps] are the positions visited from step `start` on, -1 before the first."""
+    if order != 0 and stride == 4 and start >= 0:
+        copy_positions(order + 4 * start, steps, positions.ctypes.data)
+        return
     for t in range(steps):
         step = start + t
         positions[t] = step if order == 0 or step < 0 else load_int(order + step * stride)
@@ -107,9 +123,13 @@ def steps_of(positions, order, stride, start, steps):
 @compiled
 def visited(order, stride, steps):
     """How many of the steps are not padding."""
+    if order == 0:
+        return steps
+    if stride == 4:
+        return count_positions(order, steps)
     count = 0
     for t in range(steps):
-        count += 1 if order == 0 or load_int(order + t * stride) >= 0 else 0
+        count += 1 if load_int(order + t * stride) >= 0 else 0
     return count
 
 
@@ -182,6 +202,9 @@ def fill(target, stride, size, rows, channels):
 @compiled
 def to_columns(scratch, source, channels, states, scale):
     """(channels, states) contiguous float32 -> one vector of channels per state, scaled, zero beyond."""
+    if states == 1 and channels >= LANES:
+        store(simd.mul(simd.load(source), simd.splat(np.float32(scale))), scratch)
+        return
     for n in range(states):
         store(zeros(), scratch + n * LANES_BYTES)
     for d in range(min(channels, LANES)):

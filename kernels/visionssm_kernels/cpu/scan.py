@@ -59,6 +59,7 @@ from .rows import (
 from .simd import (
     F32,
     LANES,
+    MASKS,
     add,
     atomic_next,
     fma,
@@ -83,9 +84,10 @@ __all__ = [
 ]  # fmt: skip
 
 CHUNK = 32
-AHEAD = 5  # steps by which rows are asked for where they are not copied to scratch first
+AHEAD = 12  # steps by which rows are asked for where there is one state
 _LOG2E = math.log2(math.e)
 MOST = max(NARROW)
+STEPS = 16  # of one state at a time: of all vectors of a task
 _PAD = 3 * 64  # between scratch arrays, so that their rows do not share the low 12 bits of their addresses
 
 
@@ -303,6 +305,7 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
     bias = h + N * row + _PAD
     skip = bias + row
     kept = skip + row + _PAD
+    small = kept + 4 * CHUNK * LANES_BYTES + _PAD
 
     parameter = (k * p.channels + channel) * 4
     parameter_row(bias, p.bias + parameter if p.bias else 0, channels, width)
@@ -344,18 +347,18 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
         if single:
             t = 0
             while t < steps:  # up to the next restart of the state
-                count = _piece(p, start + t, start + steps)
+                count = min(_piece(p, start + t, start + steps), STEPS)
                 if _restarts(p, start + t):
                     zero(h, width)
                 if first:
                     scan_rows(
                         width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a,
-                        h, here + 8 * t, there + 8 * t, count,
+                        h, small, small + STEPS * row, here + 8 * t, there + 8 * t, count,
                     )  # fmt: skip
                 else:
                     scan_rows_adding(
                         width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a,
-                        h, here + 8 * t, there + 8 * t, count,
+                        h, small, small + STEPS * row, here + 8 * t, there + 8 * t, count,
                     )  # fmt: skip
                 t += count
         else:
@@ -365,12 +368,14 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
             left, column = channels - v * LANES, v * LANES_BYTES
             if left <= 0:
                 break
-            whole = plain and left >= LANES
+            whole = plain and (MASKS or left >= LANES)
             direct = whole and N % 8 == 0  # the last states' loop writes y to its rows
             u_v, delta_v = u_at + v * LANES * job.u.size, delta_at + v * LANES * job.delta.size
             y_v = y_at + v * LANES * job.y.size
             if whole:
-                enter_rows(1, u_v, job.u.l, delta_v, job.delta.l, bias + column, skip + column, x, dt, y, here, steps)
+                enter_rows(
+                    1, left, u_v, job.u.l, delta_v, job.delta.l, bias + column, skip + column, x, dt, y, here, steps
+                )
             else:
                 gather(x, 1, u_v, job.u.l, job.u.kind, positions, steps, left, coming)
                 gather(dt, 1, delta_v, job.delta.l, job.delta.kind, positions, steps, left, coming)
@@ -391,7 +396,7 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
                         if direct and N - n == 8:
                             size = 8
                             scan_forward_rows(
-                                8, dtt, xt, yt, bn, cn, pitch, an, hn, y_v, job.y.l, here + 8 * t, 0 if first else LANES, u_v,
+                                8, dtt, xt, yt, bn, cn, pitch, an, hn, left, y_v, job.y.l, here + 8 * t, 0 if first else 1, u_v,
                                 job.u.l, delta_v, job.delta.l, there + 8 * t, count,
                             )  # fmt: skip
                         elif N - n >= 8:
@@ -435,7 +440,7 @@ def _forward(job, states):
     p = job.problem
     row = p.width * LANES_BYTES
     pitch = (p.states + LANES - 1) // LANES * LANES_BYTES
-    size = (2 * pitch + 7 * LANES_BYTES) * CHUNK + (2 * p.states + 2) * row + 10 * _PAD
+    size = (2 * pitch + 7 * LANES_BYTES) * CHUNK + (2 * p.states + 2 + 2 * STEPS) * row + 10 * _PAD
     memory = np.empty(size + 64, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64
     positions, following = np.zeros(CHUNK, np.int64), np.zeros(CHUNK, np.int64)
@@ -606,13 +611,27 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
             left, column = channels - v * LANES, v * LANES_BYTES
             if left <= 0:
                 break
-            whole = plain and left >= LANES
+            whole = plain and (MASKS or left >= LANES)
             u_v, delta_v = u_at + v * LANES * job.u.size, delta_at + v * LANES * job.delta.size
             dy_v, du_v = dy_at + v * LANES * job.dy.size, du_at + v * LANES * job.du.size
             ddelta_v = ddelta_at + v * LANES * job.ddelta.size
             if whole:
                 enter_back_rows(
-                    1, u_v, job.u.l, delta_v, job.delta.l, dy_v, job.dy.l, bias + column, x, dt, dy, slope, here, steps
+                    1,
+                    left,
+                    u_v,
+                    job.u.l,
+                    delta_v,
+                    job.delta.l,
+                    dy_v,
+                    job.dy.l,
+                    bias + column,
+                    x,
+                    dt,
+                    dy,
+                    slope,
+                    here,
+                    steps,
                 )
             else:
                 gather(u, 1, u_v, job.u.l, job.u.kind, positions, steps, left, positions[:0])
@@ -687,8 +706,8 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
                 n += size
             if whole:
                 leave_back_rows(
-                    1, u_v, job.u.l, dy_v, job.dy.l, du_v, job.du.l, ddelta_v, job.ddelta.l, dt, slope, dx, ddt, skip + column,
-                    dskip + column, dbias + column, here, 0 if first else LANES, steps,
+                    1, left, u_v, job.u.l, dy, du_v, job.du.l, ddelta_v, job.ddelta.l, dt, slope, dx, ddt, skip + column,
+                    dskip + column, dbias + column, here, 0 if first else 1, steps,
                 )  # fmt: skip
             else:
                 _finish_gradients(

@@ -23,9 +23,12 @@ __all__ = [
     "F16",
     "F32",
     "LANES",
+    "MASKS",
     "Emitter",
     "add",
     "atomic_next",
+    "copy_positions",
+    "count_positions",
     "div",
     "exp2",
     "fma",
@@ -61,6 +64,7 @@ _HAS = {name[1:] for name in _features.split(",") if name.startswith("+")}
 _AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= _HAS
 _X86 = _triple.split("-")[0] in ("x86_64", "i686")
 LANES: int = 16 if _AVX512 else 8 if "avx" in _HAS else 4
+MASKS: bool = _AVX512  # a vector of which some lanes are left out is loaded and stored as fast as any
 ARCHITECTURE: str = _triple.split("-")[0]
 _FMA = not _X86 or "fma" in _HAS
 _HALF = not _X86 or "f16c" in _HAS  # else LLVM would call a library that numba does not load, and end the process
@@ -274,19 +278,29 @@ class Emitter:
 
     def sums(self, vectors: Sequence[ir.Value]) -> ir.Value:
         """One vector of the horizontal sums of a power of two of vectors: a tree of shuffles, about 3 operations each."""
-        if len(vectors) > LANES:
-            half = len(vectors) // 2
-            return self.shuffle(self.sums(vectors[:half]), self.sums(vectors[half:]), range(2 * half))
-        vectors, segment = list(vectors), LANES
-        while len(vectors) > 1 or segment > 1:
-            pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0],) * 2]
-            width = vectors[0].type.count
-            starts = range(0, width * min(len(vectors), 2), segment)
-            first = [s + i for s in starts for i in range(segment // 2)]
-            second = [s + segment // 2 + i for s in starts for i in range(segment // 2)]
-            vectors = [self.b.fadd(self.shuffle(p, q, first), self.shuffle(p, q, second)) for p, q in pairs]
+        count = len(vectors)
+        if count > LANES:
+            half = count // 2
+            return self.shuffle(self.sums(vectors[:half]), self.sums(vectors[half:]), range(count))
+        bits = count.bit_length() - 1
+        vectors = [
+            vectors[int(f"{i:0{bits}b}"[::-1], 2) if bits else 0] for i in range(count)
+        ]  # the tree leaves them so
+        segment = LANES
+        while len(vectors) > 1:  # halves of the segments of two vectors, added: one of the two operands is a mere blend
+            half = segment // 2
+            own = [i if i % segment < half else LANES + i for i in range(LANES)]
+            other = [i + half if i % segment < half else LANES + i - half for i in range(LANES)]
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [self.b.fadd(self.shuffle(p, q, own), self.shuffle(p, q, other)) for p, q in pairs]
+            segment = half
+        (total,) = vectors
+        while segment > 1:  # the halves of every segment, next to each other
+            starts = range(0, total.type.count, segment)
+            first, second = ([i + j for i in starts for j in range(k, k + segment // 2)] for k in (0, segment // 2))
+            total = self.b.fadd(self.shuffle(total, total, first), self.shuffle(total, total, second))
             segment //= 2
-        return vectors[0]
+        return total
 
     def shuffle(self, x: ir.Value, y: ir.Value, lanes: Sequence[int]) -> ir.Value:
         return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes)))
@@ -440,6 +454,46 @@ def load_int(e: Emitter, address: ir.Value) -> ir.Value:
 def load_long(e: Emitter, address: ir.Value) -> ir.Value:
     """An int64 in memory."""
     return e.load(address, _I64)
+
+
+def _each_ints(
+    e: Emitter, address: ir.Value, count: ir.Value, start: Sequence[ir.Value], body: Callable[..., Any]
+) -> Any:
+    """Runs body(LANES int32 or -1 beyond, index of the first, mask, *carried) -> carried for `count` contiguous int32."""
+    lanes = ir.Constant(_I64, LANES)
+
+    def step(i: ir.Value, *carried: ir.Value) -> Sequence[ir.Value]:
+        index = e.b.mul(i, lanes)
+        mask, pointer = e.mask(e.b.sub(count, index)), e.pointer(e.offset(address, index, 4), _IVEC)
+        name, align = f"llvm.masked.load.v{LANES}i32.p0", ir.Constant(_I32, 4)
+        return body(e.call(name, _IVEC, pointer, align, mask, e.constant(-1, _IVEC)), index, mask, *carried)
+
+    return e.loop(e.b.sdiv(e.b.add(count, ir.Constant(_I64, LANES - 1)), lanes), start, step)
+
+
+@operation(_i64, _i64, _i64)
+def count_positions(e: Emitter, address: ir.Value, count: ir.Value) -> ir.Value:
+    """How many of `count` contiguous int32 are not negative."""
+
+    def body(values: ir.Value, _index: ir.Value, _mask: ir.Value, total: ir.Value) -> list[ir.Value]:
+        return [e.b.add(total, e.b.zext(e.b.icmp_signed(">=", values, e.constant(0, _IVEC)), _IVEC))]
+
+    (total,) = _each_ints(e, address, count, [e.constant(0, _IVEC)], body)
+    return e.b.zext(e.call(f"llvm.vector.reduce.add.v{LANES}i32", _I32, total), _I64)
+
+
+@operation(_void, _i64, _i64, _i64)
+def copy_positions(e: Emitter, address: ir.Value, count: ir.Value, target: ir.Value) -> None:
+    """`count` contiguous int32 to int64."""
+    wide = ir.VectorType(_I64, LANES)
+
+    def body(values: ir.Value, index: ir.Value, mask: ir.Value) -> list[ir.Value]:
+        pointer = e.pointer(e.offset(target, index, 8), wide)
+        name, align = f"llvm.masked.store.v{LANES}i64.p0", ir.Constant(_I32, 8)
+        e.call(name, ir.VoidType(), e.b.sext(values, wide), pointer, align, mask)
+        return []
+
+    _each_ints(e, address, count, [], body)
 
 
 @operation(_void, _i64)
