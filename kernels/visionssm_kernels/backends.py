@@ -164,7 +164,6 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen = previous
 
 
-@torch.compiler.assume_constant_result
 def resolve(requested: str, device: str, dtype: torch.dtype, d_state: int) -> str:
     """The implementation that will run.
 
@@ -188,6 +187,10 @@ def resolve(requested: str, device: str, dtype: torch.dtype, d_state: int) -> st
             raise RuntimeError(f"backend {name!r} cannot run here: {reason}. Usable: {', '.join(usable)}")
         return name
     return next(n for n in _AUTO if _TABLE[n].why_not(where, dtype, d_state) is None)
+
+
+# what torch.compiler.assume_constant_result does, after it has imported all of torch's compiler, which takes seconds
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def warmup() -> None:
