@@ -634,9 +634,9 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
                     steps,
                 )
             else:
-                gather(u, 1, u_v, job.u.l, job.u.kind, positions, steps, left, positions[:0])
-                gather(dt, 1, delta_v, job.delta.l, job.delta.kind, positions, steps, left, positions[:0])
-                gather(dy, 1, dy_v, job.dy.l, job.dy.kind, positions, steps, left, positions[:0])
+                gather(u, 1, u_v, job.u.l, job.u.kind, positions, steps, left, coming)
+                gather(dt, 1, delta_v, job.delta.l, job.delta.kind, positions, steps, left, coming)
+                gather(dy, 1, dy_v, job.dy.l, job.dy.kind, positions, steps, left, coming)
                 if p.softplus:
                     _time_steps_and_slopes(dt, slope, bias + column, steps)
                 else:
