@@ -24,7 +24,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import LANES, MASKS, Emitter, positional
+from .simd import F32, LANES, MASKS, Emitter, positional
 
 __all__ = [
     "KEPT", "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_back_rows",
@@ -72,8 +72,8 @@ def _advance(
 
 
 def _forward(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
-    dt, x, y, b, c, pitch, a_log2, h, steps = arguments
-    _advance(size, e, dt, x, b, pitch, a_log2, h, steps, y=y, c=c)
+    dt, x, y, b, c, pitch, a_log2, h, *asked, steps = arguments
+    _advance(size, e, dt, x, b, pitch, a_log2, h, steps, y=y, c=c, asked=asked)
 
 
 def _forward_rows(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
@@ -167,12 +167,13 @@ def _ask(e: Emitter, t: ir.Value, asked: Sequence[ir.Value]) -> None:
 
 
 class _Column:
-    """One vector of every row of a float32 tensor: `left` channels of it, if masks cost nothing here, else all."""
+    """One vector of every row of a tensor: `left` channels of it, if masks cost nothing here, else all. Writes float32 only."""
 
     def __init__(
-        self, e: Emitter, at: ir.Value, stride: ir.Value, positions: ir.Value, left: ir.Value, adding: ir.Value | None = None
+        self, e: Emitter, at: ir.Value, stride: ir.Value, positions: ir.Value, left: ir.Value, adding: ir.Value | None = None,
+        kind: int = F32,
     ) -> None:  # fmt: skip
-        self.e, self.at, self.stride, self.positions = e, at, stride, positions
+        self.e, self.at, self.stride, self.positions, self.kind = e, at, stride, positions, kind
         self.mask = e.mask(left) if MASKS else None
         if adding is not None:
             yes = e.b.icmp_signed("!=", adding, ir.Constant(adding.type, 0))
@@ -182,8 +183,7 @@ class _Column:
         return self.e.offset(self.at, *_positions(self.e, t, self.positions), self.stride)
 
     def load(self, t: ir.Value) -> ir.Value:
-        at = self._address(t)
-        return self.e.load(at) if self.mask is None else self.e.load_part(at, self.mask)
+        return self.e.load_as(self.kind, self._address(t), self.mask)
 
     def store(self, value: ir.Value, t: ir.Value) -> None:
         self._store(value, self._address(t))
@@ -235,10 +235,11 @@ def _begin_steps(
     e.loop(steps, [], begin)
 
 
-def _enter(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+def _enter(kind: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
     left, u_at, u_stride, delta_at, delta_stride, bias_at, skip_at, x_at, dt_at, y_at, positions, steps = arguments
     u_rows, delta_rows = (
-        _Column(e, at, stride, positions, left) for at, stride in ((u_at, u_stride), (delta_at, delta_stride))
+        _Column(e, at, stride, positions, left, kind=kind)
+        for at, stride in ((u_at, u_stride), (delta_at, delta_stride))
     )
     _begin_steps(e, delta_rows, bias_at, x_at, dt_at, steps)
     skip = e.load(skip_at)
@@ -253,11 +254,11 @@ def _enter(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
     e.loop(steps, [], finish)
 
 
-def _enter_back(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+def _enter_back(kind: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
     (left, u_at, u_stride, delta_at, delta_stride, dy_at, dy_stride, bias_at, x_at, dt_at, dy_to, slope_at, positions,
      steps) = arguments  # fmt: skip
     u_rows, delta_rows, dy_rows = (
-        _Column(e, at, stride, positions, left)
+        _Column(e, at, stride, positions, left, kind=kind)
         for at, stride in ((u_at, u_stride), (delta_at, delta_stride), (dy_at, dy_stride))
     )
     _begin_steps(e, delta_rows, bias_at, x_at, dt_at, steps)
@@ -496,7 +497,7 @@ def _convolve_along(columns: _Columns, e: Emitter, arguments: tuple[ir.Value, ..
 
 
 def _intrinsic(name: str, count: int, emit: Callable[..., None]) -> Any:
-    """A numba intrinsic name(G, *addresses) for a literal number of states G."""
+    """A numba intrinsic name(G, *addresses) for a literal number G: of states, or how rows are stored."""
 
     def typed(typingctx: Any, *parameters: types.Type) -> Any:
         size = parameters[0]
@@ -557,8 +558,8 @@ def _columns(name: str, count: int, emit: Callable[..., None], widths: Sequence[
     return intrinsic(typed)
 
 
-# (G, dt, x, y, b, c, pitch, a_log2, h, steps): y gains C . h
-scan_forward = _intrinsic("scan_forward", 9, _forward)
+# (G, dt, x, y, b, c, pitch, a_log2, h, u, u_stride, delta, delta_stride, out, out_stride, following, steps): y gains C . h
+scan_forward = _intrinsic("scan_forward", 16, _forward)
 # (G, ..., h, left, out, out_stride, positions, adding, u, u_stride, delta, delta_stride, following, steps): the sum of y and
 # C . h goes to the rows of a float32 tensor, where it is added to what is there unless `adding` is 0
 scan_forward_rows = _intrinsic("scan_forward_rows", 19, _forward_rows)
@@ -575,11 +576,11 @@ scan_fade = _intrinsic("scan_fade", 7, _fade)
 # every step
 scan_backward = _intrinsic("scan_backward", 23, partial(_retreat, with_dh=False))
 scan_backward_dh = _intrinsic("scan_backward_dh", 23, partial(_retreat, with_dh=True))
-# (1, left, u, u_stride, delta, delta_stride, bias, skip, x, dt, y, positions, steps): reads the rows of u and delta into scratch:
-# dt = softplus(delta + bias), x = dt * u, y = skip * u
+# (kind, left, u, u_stride, delta, delta_stride, bias, skip, x, dt, y, positions, steps): reads the rows of u and delta into
+# scratch: dt = softplus(delta + bias), x = dt * u, y = skip * u
 enter_rows = _intrinsic("enter_rows", 12, _enter)
-# (1, left, u, u_stride, delta, delta_stride, dy, dy_stride, bias, x, dt, dy, slope, positions, steps): the same for the gradient,
-# and dt's slope
+# (kind, left, u, u_stride, delta, delta_stride, dy, dy_stride, bias, x, dt, dy, slope, positions, steps): the same for the
+# gradient, and dt's slope
 enter_back_rows = _intrinsic("enter_back_rows", 14, _enter_back)
 # (1, left, u, u_stride, dy, du, du_stride, ddelta, ddelta_stride, dt, slope, dx, ddt, skip, dskip, dbias, positions, adding,
 # steps): from the gradients of x and dt to the rows of those of u and delta, and the sums for D and bias

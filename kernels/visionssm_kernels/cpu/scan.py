@@ -57,6 +57,8 @@ from .rows import (
     zero,
 )  # fmt: skip
 from .simd import (
+    BF16,
+    F16,
     F32,
     LANES,
     MASKS,
@@ -321,9 +323,10 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
     y_at = address(job.y, b, k, channel)
     seen = visited(order, p.order_t, T)
     complete = seen >= p.positions
-    plain = seen == T and p.softplus and states is None
-    plain = plain and job.u.kind == F32 and job.delta.kind == F32 and job.y.kind == F32
-    single = plain and N == 1 and channels == width * LANES and job.B.kind == F32 and job.C.kind == F32
+    kind = job.u.kind if job.u.kind == job.delta.kind else F16
+    plain = seen == T and p.softplus and states is None and kind != F16
+    floats = kind == F32 and job.y.kind == F32
+    single = plain and floats and N == 1 and channels == width * LANES and job.B.kind == F32 and job.C.kind == F32
     u_at, delta_at = address(job.u, b, k, channel), address(job.delta, b, k, channel)
     b_at, c_at = address(job.B, b, k, 0), address(job.C, b, k, 0)
     here, there = positions.ctypes.data, following.ctypes.data
@@ -369,12 +372,16 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
             if left <= 0:
                 break
             whole = plain and (MASKS or left >= LANES)
-            direct = whole and N % 8 == 0  # the last states' loop writes y to its rows
+            direct = whole and job.y.kind == F32 and N % 8 == 0  # the last states' loop writes y to its rows
             u_v, delta_v = u_at + v * LANES * job.u.size, delta_at + v * LANES * job.delta.size
             y_v = y_at + v * LANES * job.y.size
-            if whole:
+            if whole and kind == BF16:
                 enter_rows(
-                    1, left, u_v, job.u.l, delta_v, job.delta.l, bias + column, skip + column, x, dt, y, here, steps
+                    BF16, left, u_v, job.u.l, delta_v, job.delta.l, bias + column, skip + column, x, dt, y, here, steps
+                )
+            elif whole:
+                enter_rows(
+                    F32, left, u_v, job.u.l, delta_v, job.delta.l, bias + column, skip + column, x, dt, y, here, steps
                 )
             else:
                 gather(x, 1, u_v, job.u.l, job.u.kind, positions, steps, left, coming)
@@ -401,16 +408,20 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
                             )  # fmt: skip
                         elif N - n >= 8:
                             size = 8
-                            scan_forward(8, dtt, xt, yt, bn, cn, pitch, an, hn, count)
+                            scan_forward(8, dtt, xt, yt, bn, cn, pitch, an, hn, u_v, job.u.l, delta_v, job.delta.l, y_v, job.y.l,
+                                         there + 8 * t, count)  # fmt: skip
                         elif N - n >= 4:
                             size = 4
-                            scan_forward(4, dtt, xt, yt, bn, cn, pitch, an, hn, count)
+                            scan_forward(4, dtt, xt, yt, bn, cn, pitch, an, hn, u_v, job.u.l, delta_v, job.delta.l, y_v, job.y.l,
+                                         there + 8 * t, count)  # fmt: skip
                         elif N - n >= 2:
                             size = 2
-                            scan_forward(2, dtt, xt, yt, bn, cn, pitch, an, hn, count)
+                            scan_forward(2, dtt, xt, yt, bn, cn, pitch, an, hn, u_v, job.u.l, delta_v, job.delta.l, y_v, job.y.l,
+                                         there + 8 * t, count)  # fmt: skip
                         else:
                             size = 1
-                            scan_forward(1, dtt, xt, yt, bn, cn, pitch, an, hn, count)
+                            scan_forward(1, dtt, xt, yt, bn, cn, pitch, an, hn, u_v, job.u.l, delta_v, job.delta.l, y_v, job.y.l,
+                                         there + 8 * t, count)  # fmt: skip
                     else:
                         if N - n >= 4:
                             size = 4
@@ -551,9 +562,10 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         states_row = p.routes * p.channels * N * 4
         states_at = grad_states + b * p.positions * states_row + parameter * N
 
-    plain = seen == T and p.softplus and job.u.kind == F32 and job.delta.kind == F32
-    plain = plain and job.dy.kind == F32 and job.du.kind == F32
-    single = plain and N == 1 and channels == width * LANES and not p.segment and grad_states is None
+    kind = job.u.kind if job.u.kind == job.delta.kind and job.u.kind == job.dy.kind else F16
+    plain = seen == T and p.softplus and kind != F16
+    floats = kind == F32 and job.du.kind == F32
+    single = plain and floats and N == 1 and channels == width * LANES and not p.segment and grad_states is None
     single = single and job.B.kind == F32 and job.C.kind == F32
     here, there = positions.ctypes.data, following.ctypes.data
     u_at, delta_at, dy_at = (
@@ -615,24 +627,13 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
             u_v, delta_v = u_at + v * LANES * job.u.size, delta_at + v * LANES * job.delta.size
             dy_v, du_v = dy_at + v * LANES * job.dy.size, du_at + v * LANES * job.du.size
             ddelta_v = ddelta_at + v * LANES * job.ddelta.size
-            if whole:
-                enter_back_rows(
-                    1,
-                    left,
-                    u_v,
-                    job.u.l,
-                    delta_v,
-                    job.delta.l,
-                    dy_v,
-                    job.dy.l,
-                    bias + column,
-                    x,
-                    dt,
-                    dy,
-                    slope,
-                    here,
-                    steps,
-                )
+            if whole and kind == BF16:
+                gather(u, 1, u_v, job.u.l, job.u.kind, positions, steps, left, coming)
+                enter_back_rows(BF16, left, u_v, job.u.l, delta_v, job.delta.l, dy_v, job.dy.l, bias + column, x, dt, dy, slope,
+                                here, steps)  # fmt: skip
+            elif whole:
+                enter_back_rows(F32, left, u_v, job.u.l, delta_v, job.delta.l, dy_v, job.dy.l, bias + column, x, dt, dy, slope,
+                                here, steps)  # fmt: skip
             else:
                 gather(u, 1, u_v, job.u.l, job.u.kind, positions, steps, left, coming)
                 gather(dt, 1, delta_v, job.delta.l, job.delta.kind, positions, steps, left, coming)
@@ -704,7 +705,7 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
                         scan_backward_dh(1, dt, x, dy, dx, ddt, bn, cn, dbn, dcn, pitch, an, gn, dan, before, kept, decays, dh,
                                          du_v, job.du.l, ddelta_v, job.ddelta.l, there, steps)  # fmt: skip
                 n += size
-            if whole:
+            if whole and floats:
                 leave_back_rows(
                     1, left, u_v, job.u.l, dy, du_v, job.du.l, ddelta_v, job.ddelta.l, dt, slope, dx, ddt, skip + column,
                     dskip + column, dbias + column, here, 0 if first else 1, steps,

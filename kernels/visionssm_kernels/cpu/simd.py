@@ -138,9 +138,18 @@ class Emitter:
         self.b.store(value, self.pointer(i_address, value.type), align=2 if "i16" in str(value.type) else 4)
 
     def load_part(self, i_address: ir.Value, mask: ir.Value) -> ir.Value:
-        """Zero where the mask is not set; memory there is not touched."""
-        align, nothing = ir.Constant(_I32, 4), self.constant(0.0)
-        return self.call(f"llvm.masked.load.v{LANES}f32.p0", _VEC, self.pointer(i_address, _VEC), align, mask, nothing)
+        return self.load_as(F32, i_address, mask)
+
+    def load_as(self, kind: int, i_address: ir.Value, mask: ir.Value | None = None) -> ir.Value:
+        """Floats stored as F32, BF16 or F16; zero where there is a mask and it is not set, and memory there is not touched."""
+        wide, code = _element(kind)
+        if mask is None:
+            raw = self.load(i_address, wide)
+        else:
+            pointer, align = self.pointer(i_address, wide), ir.Constant(_I32, 4 if kind == F32 else 2)
+            nothing = self.constant(0.0) if kind == F32 else self.constant(0, wide)
+            raw = self.call(f"llvm.masked.load.v{LANES}{code}.p0", wide, pointer, align, mask, nothing)
+        return raw if kind == F32 else _to_float(self, raw, kind)
 
     def store_part(self, value: ir.Value, i_address: ir.Value, mask: ir.Value) -> None:
         align, pointer = ir.Constant(_I32, 4), self.pointer(i_address, _VEC)
@@ -568,16 +577,8 @@ def _element(kind: int) -> tuple[ir.VectorType, str]:
 
 
 def _load_as(kind: int, part: bool) -> Any:
-    wide, code = _element(kind)
-    align = ir.Constant(_I32, 4 if kind == F32 else 2)
-
     def emit(e: Emitter, address: ir.Value, count: ir.Value | None = None) -> ir.Value:
-        if part:
-            pointer, nothing = e.pointer(address, wide), e.constant(0, wide) if kind != F32 else e.constant(0.0)
-            raw = e.call(f"llvm.masked.load.v{LANES}{code}.p0", wide, pointer, align, e.mask(count), nothing)
-        else:
-            raw = e.load(address, wide)
-        return raw if kind == F32 else _to_float(e, raw, kind)
+        return e.load_as(kind, address, e.mask(count) if part else None)
 
     return operation(vec, *([_i64, _i64] if part else [_i64]))(emit)
 
