@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.tolerances import TOLERANCES
-from visionssm.mixers import ImageScan, SequenceScan, core, functional, sequence_scan
+from visionssm.mixers import AttentiveScan, ImageScan, SequenceScan, attentive, core, functional, sequence_scan
 from visionssm.mixers.functional import projects_in_scan
 from visionssm.mixers.schedule import layer_scans
+from visionssm.scans import create_scan
 from visionssm_kernels import routed_scan
 
 RANK = 3
@@ -54,13 +55,23 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it, and every scan that may project does."""
 
     def set_it() -> None:
-        for module in (core, sequence_scan):
+        for module in (attentive, core, sequence_scan):
             monkeypatch.setattr(module, "projects_in_scan", lambda *given: True)
 
     return set_it
 
 
-@pytest.mark.parametrize("make", [image_mixer, sequence_mixer])
+def sorting_mixer(scan: str | None = None) -> tuple[nn.Module, Tensor]:
+    order = None if scan is None else create_scan(scan)
+    mixer = AttentiveScan(12, d_inner=24, d_state=2, dt_rank=RANK, categories=3, rank=2, sort="stable", scan=order)
+    return mixer.eval(), torch.randn(2, 3, 5, 12)
+
+
+def attentive_mixer_along_routes() -> tuple[nn.Module, Tensor]:
+    return sorting_mixer("cross")
+
+
+@pytest.mark.parametrize("make", [image_mixer, sequence_mixer, sorting_mixer, attentive_mixer_along_routes])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_scan_that_projects_gives_the_same(
     make: Callable[[], tuple[nn.Module, Tensor]], compiled: bool, always: Callable[[], None], widths: list[int]

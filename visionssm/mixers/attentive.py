@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from visionssm.layers import Linear, init_A_log, init_dt, project
 from visionssm.scans import ScanOrder, category_order, invert
 
-from .functional import deal_channels, decay_rate, join_groups, project_routes, scan_routes
+from .functional import deal_channels, decay_rate, join_groups, project_routes, projects_in_scan, scan_routes
 from .paths import Paths, scan_pieces
 from .router import CategoryRouter
 
@@ -129,17 +129,20 @@ class AttentiveScan(nn.Module):
         stable = self.sort == "stable"
         order_B1L = category_order(category_BL) if stable else category_BL.argsort(dim=-1).to(torch.int32)[:, None]
         prompt_BLN = self._prompts(soft_BLT, category_BL, invert(order_B1L)[:, 0])
-        dt_low, B_BLN, C_BLN = project(h_BLD, self.x_proj[0]).split(self.dims, -1)
+        u_BL1D = h_BLD.unsqueeze(2)
+        dt_low, B_BL1N, C_BL1N = project(u_BL1D, self.x_proj[0]).split(self.dims, -1)
+        inside = projects_in_scan(u_BL1D, dt_low, self.dims[1])
         return scan_routes(
-            h_BLD.unsqueeze(2),
-            F.linear(dt_low, self.dt_proj[0]).unsqueeze(2),
+            u_BL1D,
+            dt_low if inside else F.linear(dt_low, self.dt_proj[0]),
             decay_rate(self.A_log),  # A, D and the bias stay in float32, as the kernel's state does
-            B_BLN.unsqueeze(2),
-            (C_BLN + prompt_BLN).unsqueeze(2),
+            B_BL1N,
+            C_BL1N + prompt_BLN.unsqueeze(2),
             self.D,
             self.dt_bias,
             order_B1L,
             "sum",
+            dt_weight_KDR=self.dt_proj if inside else None,
         )
 
     def _scan_along(self, h_BLD: Tensor, image: Tensor, prompt_BLN: Tensor) -> Tensor:
@@ -152,12 +155,14 @@ class AttentiveScan(nn.Module):
         C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
         if further_BLN is not None:
             C_BLKN = C_BLKN + further_BLN.unsqueeze(2)
-        delta_BLKD = project_routes(dt_low, self.dt_proj)
+        inside = pieces is None and projects_in_scan(u_BLKD, dt_low, self.dims[1])
+        delta_BLKD, dt_weight = (dt_low, self.dt_proj) if inside else (project_routes(dt_low, self.dt_proj), None)
         A_KDN, merge = decay_rate(self.A_log), "sum" if self.groups == 1 else "none"
+        inputs = (u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias)
         if pieces is not None:
-            y = scan_pieces(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, pieces, merge)
+            y = scan_pieces(*inputs, pieces, merge)
         else:
-            y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias, order_KT, merge)
+            y = scan_routes(*inputs, order_KT, merge, dt_weight_KDR=dt_weight)
         return y if self.groups == 1 else join_groups(y, self.groups)
 
     def _own_prompts(self, soft_BLT: Tensor, category_BL: Tensor) -> Tensor:

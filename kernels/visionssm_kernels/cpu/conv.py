@@ -1,6 +1,11 @@
 """The causal depthwise convolution along routes on the CPU: the tasks and tiles of `scan.py`.
 
+    u[order[t]] = act(bias + sum_j w[W - 1 - j] x[order[t - j]])        j = 0..W-1; x is 0 before the route
+    dx[order[s]] = sum_j w[W - 1 - j] g[order[s + j]]                   g = gradient before the activation
+
 Legend: B batch, L image positions, D channels, K routes, T steps of a route, W taps.
+Layout: channels in lanes; the W - 1 rows before a step stay in registers (float32, four taps) or in scratch.
+Cost per step and channel: W multiply-adds, with SiLU an exponential and a quotient; a row read and one written. Bound by memory.
 """
 
 from __future__ import annotations

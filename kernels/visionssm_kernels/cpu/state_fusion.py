@@ -1,9 +1,12 @@
 """Sums of dilated depthwise convolutions with replicated borders over a channels-last map: only the taps that exist.
 
+    y[i, j] = sum_gab w[g, a, b] h[C(i + o_a), C(j + o_b)]        o_a = dilation_g (a - side // 2), C clamps to the map
+
 A task is one image row of one block of channels. Tables say where the rows and the columns around the map lie, those of the
 border beyond it, so that a tap's address is one sum of two entries.
 
 Legend: B batch, H height, W width, D channels, T taps of all kernels together.
+Cost per position and channel: T multiply-adds on rows that lie in a cache, one row read from memory and one written.
 """
 
 from __future__ import annotations

@@ -1,11 +1,17 @@
 """The two-dimensional scan and its gradient on the CPU: channels in lanes, cells row by row.
 
+    h = a (gT h[i-1, j] + vT) + c (gL h[i, j-1] + vL)        g = exp(dt A)    v = dt B u    y = C . h + D u
+    (a, c) = (0, 1) in the first row, (1, 0) in the first column, else (1/2, 1/2)
+
 A task is one image and one vector of channels. Row by row is an order in which every cell finds both neighbours done, and one
 line of states is all that the forward keeps: before a cell it holds the one above, after it the cell itself. The gradient
 computes the states anew, keeps them for the task, and goes back the same way. Scanning from the other corner is the same with
 negative strides. What a task computes depends on shapes alone, never on the number of threads.
 
-Legend: B batch, H rows, W columns, D channels, N state.
+Legend: B batch, H rows, W columns, D channels, N state, T from above, L from the left.
+Layout: a line of W states, N vectors of channels each, in scratch.
+Cost per cell and vector of channels: two exponentials and 8 more operations per state, two softplus; rows of u, both deltas and
+y once. The gradient computes all states first, then takes each cell once more.
 """
 
 from __future__ import annotations
