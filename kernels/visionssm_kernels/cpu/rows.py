@@ -205,10 +205,15 @@ def to_columns(scratch, source, channels, states, scale):
     if states == 1 and channels >= LANES:
         store(simd.mul(simd.load(source), simd.splat(np.float32(scale))), scratch)
         return
-    for n in range(states):
+    squares = states // LANES * LANES if channels >= LANES else 0
+    for n in range(0, squares, LANES):
+        simd.transpose(
+            source + n * 4, states * 4, scratch + n * LANES_BYTES, LANES_BYTES, simd.splat(np.float32(scale))
+        )
+    for n in range(squares, states):
         store(zeros(), scratch + n * LANES_BYTES)
     for d in range(min(channels, LANES)):
-        for n in range(states):
+        for n in range(squares, states):
             value = simd.load_float(source + (d * states + n) * 4)
             simd.store_float(value * scale, scratch + n * LANES_BYTES + d * 4)
 
@@ -219,8 +224,11 @@ def to_rows(scratch, pitch, target, channels, states, total):
     if total == 1 and channels >= LANES:
         store(simd.load(scratch), target)
         return
+    squares = states // LANES * LANES if channels >= LANES else 0
+    for n in range(0, squares, LANES):
+        simd.transpose(scratch + n * pitch, pitch, target + n * 4, total * 4, simd.splat(np.float32(1.0)))
     for d in range(min(channels, LANES)):
-        for n in range(states):
+        for n in range(squares, states):
             simd.store_float(simd.load_float(scratch + n * pitch + d * 4), target + (d * total + n) * 4)
 
 

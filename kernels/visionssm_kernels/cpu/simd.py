@@ -51,6 +51,7 @@ __all__ = [
     "store_short_zero",
     "sub",
     "total",
+    "transpose",
     "vec",
     "zeros",
 ]  # fmt: skip
@@ -311,6 +312,15 @@ class Emitter:
             segment //= 2
         return total
 
+    def transposed(self, vectors: Sequence[ir.Value]) -> list[ir.Value]:
+        """LANES vectors as the rows of a square, to its columns: perfect shuffles of the first half with the second."""
+        half = LANES // 2
+        low, high = ([k + i // 2 + LANES * (i % 2) for i in range(LANES)] for k in (0, half))
+        for _ in range(LANES.bit_length() - 1):
+            pairs = list(zip(vectors[:half], vectors[half:], strict=True))
+            vectors = [self.shuffle(x, y, lanes) for x, y in pairs for lanes in (low, high)]
+        return list(vectors)
+
     def shuffle(self, x: ir.Value, y: ir.Value, lanes: Sequence[int]) -> ir.Value:
         return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes)))
 
@@ -514,6 +524,16 @@ def store_short_zero(e: Emitter, address: ir.Value) -> None:
 @operation(_void, _i64)
 def prefetch(e: Emitter, address: ir.Value) -> None:
     e.prefetch(address)
+
+
+@operation(_void, _i64, _i64, _i64, _i64, vec)
+def transpose(
+    e: Emitter, source: ir.Value, source_pitch: ir.Value, target: ir.Value, target_pitch: ir.Value, scale: ir.Value
+) -> None:  # fmt: skip
+    """A square of LANES rows of LANES floats to its columns, times `scale`."""
+    rows = [e.load(e.offset(source, i, source_pitch)) for i in range(LANES)]
+    for i, column in enumerate(e.transposed(rows)):
+        e.store(e.b.fmul(column, scale), e.offset(target, i, target_pitch))
 
 
 @operation(_i64, _i64)
