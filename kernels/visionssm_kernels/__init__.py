@@ -10,6 +10,7 @@ from .backends import backends, use_backend, warmup
 from .bidirectional import locally_bidirectional_scan
 from .fused import instance_norm, norm_gate
 from .linear import linear
+from .memory import keep_memory
 from .noncausal import noncausal_ssd
 from .ops import route_conv, routed_scan, selective_scan
 from .ssd import ssd_scan
@@ -20,6 +21,7 @@ __all__ = [
     "backends",
     "fuse_states",
     "instance_norm",
+    "keep_memory",
     "linear",
     "locally_bidirectional_scan",
     "noncausal_ssd",

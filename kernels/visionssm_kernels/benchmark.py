@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backends, routed_scan
+from . import backends, keep_memory, routed_scan
 from .loop import scan_routes
 
 __all__ = ["SHAPES", "Shape", "Timing", "main", "run"]
@@ -309,7 +309,8 @@ def run_gpu(shapes: dict[str, Shape], device: torch.device, dtype: torch.dtype, 
 
 
 def run(shapes: dict[str, Shape], *, device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 7,
-        whole_loop: bool = False, report: Callable[[str], object] = lambda line: None) -> dict[str, object]:  # fmt: skip
+        whole_loop: bool = False, keeping_memory: bool = False, report: Callable[[str], object] = lambda line: None,
+        ) -> dict[str, object]:  # fmt: skip
     """Times all implementations.
 
     Args:
@@ -318,13 +319,19 @@ def run(shapes: dict[str, Shape], *, device: str = "cpu", dtype: torch.dtype = t
         dtype: of u, delta, B and C; the baseline always runs in float32.
         repeats: how many runs, after one that is not counted, a figure is the median of.
         whole_loop: also run the baseline's gradient where it is quadratic in L and takes minutes.
+        keeping_memory: keep freed memory in the process, so that no implementation waits for the system's: see `keep_memory`.
         report: called with every line of the table as it is ready.
 
     Returns:
         {"machine": ..., "repeats": ..., "timings": [...]}, ready for JSON.
+
+    Raises:
+        RuntimeError: memory cannot be kept here.
     """
     where = torch.device(device)
-    facts = machine(where)
+    if keeping_memory and not keep_memory():
+        raise RuntimeError("freed memory can be kept with glibc only")
+    facts = machine(where) | {"keeping_memory": keeping_memory}
     timings: list[Timing] = []
     report(_describe(facts, repeats))
     report(_HEADER)
@@ -379,6 +386,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="small shapes, three repeats: does it run at all?")
     parser.add_argument("--whole-loop", action="store_true", help="run the baseline's gradient however long it takes")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="keep freed memory, so that no implementation waits for the system's"
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args(arguments)
     if options.quick and options.shapes:
@@ -403,6 +413,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dtype=dtype,
             repeats=repeats,
             whole_loop=options.whole_loop,
+            keeping_memory=options.keep_memory,
             report=_print,
         )
     )

@@ -58,6 +58,14 @@ def assert_same_weights(one: str, two: str) -> None:
         torch.testing.assert_close(a[name], b[name], **TOLERANCES[torch.float32])
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_memory_is_kept_on_request(recipe, monkeypatch, wanted: bool) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(loop, "keep_memory", lambda: told.append(True))
+    loop.build_accelerator(recipe(run={"keep_memory": wanted}).run, cpu=True)
+    assert told == [True] * wanted
+
+
 def test_a_run_leaves_a_complete_folder(recipe, tmp_path: Path) -> None:
     config = recipe(data={"test_split": "test"}, run={"tensorboard": True, "log_every": 1}, ema={"decay": 0.5})
     metrics = train_classifier(config, cpu=True)

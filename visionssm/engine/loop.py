@@ -34,6 +34,7 @@ from visionssm.engine.settings import (
     build_optimizer,
     build_schedule,
 )
+from visionssm_kernels import keep_memory
 
 __all__ = ["DivergedError", "Place", "Task", "Trainer", "build_accelerator", "open_accelerator"]
 
@@ -45,6 +46,7 @@ FREE_KEYS = (
     "data.workers",
     "run.accumulate",
     "run.checkpoint_every",
+    "run.keep_memory",
     "run.log_every",
     "run.output",
     "run.overwrite",
@@ -127,6 +129,8 @@ def build_accelerator(run: RunSettings, *, cpu: bool = False) -> Accelerator:
     accelerator = open_accelerator(run.precision, cpu=cpu, compile_backend=run.compile)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
+    if run.keep_memory and accelerator.device.type == "cpu":
+        keep_memory()
     if run.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
