@@ -1,6 +1,6 @@
 """Writes the table of kernel timings in kernels/README.md, from the result files in kernels/results.
 
-python -m visionssm_kernels.benchmark --json kernels/results/NAME.json     # on the machine to be shown
+python -m visionssm_kernels.benchmark --keep-memory --json kernels/results/NAME.json     # on the machine to be shown
 python dev/update_kernel_table.py
 """
 
@@ -19,7 +19,8 @@ GPU_HEADS = ("shape", "implementation", "forward", "with backward", "forward of 
 UNMEASURED = (
     "No GPU has been measured yet: there are no figures for the Triton kernels. `python dev/measure_gpu.py` adds them."
 )
-HEADS = ("shape", "implementation", "forward", "with backward", "of the copy bandwidth", "of the exp throughput")
+HEADS = ("shape", "implementation", "forward", "with backward", "backward / forward", "of the copy bandwidth",
+         "of the exp throughput")  # fmt: skip
 
 
 def ratio(value: float | None) -> str:
@@ -66,7 +67,8 @@ def table(result: dict[str, Any]) -> list[str]:
         return gpu_table(result)
     where = f"{machine['processor']}, {machine['threads']} threads"
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "numba", "triton") if name in machine)
-    lines = [f"{where}; {versions}; float32. Ratios to the loop over steps in the same run:", ""]
+    kept = "; freed memory kept (`--keep-memory`)" if machine["keeping_memory"] else ""
+    lines = [f"{where}; {versions}; float32{kept}. Ratios to the loop over steps in the same run:", ""]
     lines += ["| " + " | ".join(HEADS) + " |", "| --- | --- |" + " ---: |" * (len(HEADS) - 2)]
     for row in result["timings"]:
         if row["backend"] == "step loop" or row["forward_s"] is None:
@@ -76,6 +78,7 @@ def table(result: dict[str, Any]) -> list[str]:
             row["backend"],
             ratio(row["forward_ratio"]),
             ratio(row["both_ratio"]),
+            "-" if row["backward_ratio"] is None else f"{row['backward_ratio']:.1f}",
         ]
         cells += [share(row["of_bandwidth"]), share(row["of_exponentials"])]
         lines.append("| " + " | ".join(cells) + " |")

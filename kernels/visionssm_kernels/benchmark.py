@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +112,7 @@ class Timing:
     both_s: float | None
     forward_ratio: float | None = None
     both_ratio: float | None = None
+    backward_ratio: float | None = None  # backward to forward of a training step
     of_bandwidth: float | None = None
     of_exponentials: float | None = None
     peak_bytes: int | None = None
@@ -168,19 +170,30 @@ _WARM_UP_SECONDS = 0.3
 
 
 def _median_seconds(function: Callable[[], object], device: torch.device, repeats: int) -> float:
-    def timed() -> float:
-        _wait(device)
-        start = time.perf_counter()
-        function()
-        _wait(device)
-        return time.perf_counter() - start
+    return _median_seconds_of([lambda _: function()], device, repeats)[0]
 
-    first = spent = timed()  # compiles, allocates
+
+def _median_seconds_of(parts: Sequence[Callable[[Any], object]], device: torch.device, repeats: int) -> list[float]:
+    """Of each part, which is given what the part before returned; all are run in turn."""
+
+    def timed() -> list[float]:
+        seconds, result = [], None
+        for part in parts:
+            _wait(device)
+            start = time.perf_counter()
+            result = part(result)
+            _wait(device)
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    first = timed()  # compiles, allocates
     if repeats == 1:
         return first
+    spent = sum(first)
     while spent < _WARM_UP_SECONDS:  # caches, clocks and the allocator settle
-        spent += timed()
-    return statistics.median(timed() for _ in range(repeats))
+        spent += sum(timed())
+    rounds = [timed() for _ in range(repeats)]
+    return [statistics.median(seconds) for seconds in zip(*rounds, strict=True)]
 
 
 def _wait(device: torch.device) -> None:
@@ -188,8 +201,15 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _gradients(y: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> None:
-    torch.autograd.grad(y, inputs, grad)
+@dataclass
+class _Times:
+    forward: float  # by itself
+    step: tuple[float, float] | None = None  # a training step: its forward and its backward
+    peak: int | None = None  # bytes of the step (CUDA only)
+
+    @property
+    def both(self) -> float | None:
+        return None if self.step is None else sum(self.step)
 
 
 def _time(
@@ -198,20 +218,20 @@ def _time(
     device: torch.device,
     repeats: int,
     gradient_repeats: int,
-) -> tuple[float, float | None, int | None]:
-    """Seconds of the forward alone, of forward and backward, and the peak memory of the latter (CUDA only)."""
+) -> _Times:
     with torch.no_grad():
         forward = _median_seconds(lambda: function(*inputs), device, repeats)
         y = function(*inputs)
     if gradient_repeats == 0:
-        return forward, None, None
+        return _Times(forward)
     grad = torch.randn_like(y)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-    both = _median_seconds(lambda: _gradients(function(*inputs), inputs, grad), device, gradient_repeats)
+    parts = (lambda _: function(*inputs), lambda y: torch.autograd.grad(y, inputs, grad))
+    step = _median_seconds_of(parts, device, gradient_repeats)
     peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
-    return forward, both, peak
+    return _Times(forward, (step[0], step[1]), peak)
 
 
 def copy_bandwidth(device: torch.device, megabytes: int = 64) -> float:
@@ -246,6 +266,13 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
+def _timing(shape: str, backend: str, dtype: str, times: _Times, base: _Times) -> Timing:
+    row = Timing(shape, backend, dtype, times.forward, times.both, base.forward / times.forward, peak_bytes=times.peak)
+    row.both_ratio = base.both / times.both if base.both and times.both else None
+    row.backward_ratio = times.step[1] / times.step[0] if times.step else None
+    return row
+
+
 def _time_shape(
     name: str, shape: Shape, dtype: torch.dtype, device: torch.device, facts: dict[str, object], repeats: int,
     whole_loop: bool,
@@ -257,20 +284,9 @@ def _time_shape(
     loop = partial(baseline, shared=shape.input_routes == 1)
     few = 1 if shape.positions > _LOOP_ONCE_STEPS else min(repeats, _LOOP_REPEATS)
     few_gradients = 1 if squared > _LOOP_ONCE_ELEMENTS else few
-    loop_forward, loop_both, peak = _time(loop, ready, device, few, few_gradients if gradient else 0)
+    base = _time(loop, ready, device, few, few_gradients if gradient else 0)
     note = "" if gradient else "gradient not run: quadratic in L under autograd"
-    rows = [
-        Timing(
-            name,
-            BASELINE,
-            "float32",
-            loop_forward,
-            loop_both,
-            1.0,
-            1.0 if gradient else None,
-            peak_bytes=peak,
-        )
-    ]
+    rows = [_timing(name, BASELINE, "float32", base, base)]
     rows[0].note = note
     report = backends(device, dtype, d_state=shape.states)
     for backend in report:
@@ -282,12 +298,12 @@ def _time_shape(
         def scan(*tensors: Tensor, chosen: str = backend) -> Tensor:
             return routed_scan(*tensors, order=order, backend=chosen)
 
-        forward, both, peak = _time(scan, inputs, device, repeats, repeats)
-        row = Timing(name, backend, label, forward, both, loop_forward / forward, peak_bytes=peak)
-        row.both_ratio = loop_both / both if loop_both and both else None
-        row.of_bandwidth = shape.bytes(inputs[0].element_size()) / forward / float(str(facts["copy_bytes_per_s"]))
+        times = _time(scan, inputs, device, repeats, repeats)
+        row = _timing(name, backend, label, times, base)
+        bandwidth = shape.bytes(inputs[0].element_size()) / times.forward
+        row.of_bandwidth = bandwidth / float(str(facts["copy_bytes_per_s"]))
         if "exp_per_s" in facts:
-            row.of_exponentials = shape.exponentials / forward / float(str(facts["exp_per_s"]))
+            row.of_exponentials = shape.exponentials / times.forward / float(str(facts["exp_per_s"]))
         rows.append(row)
     return rows
 
@@ -350,14 +366,15 @@ def run(shapes: dict[str, Shape], *, device: str = "cpu", dtype: torch.dtype = t
 
 _HEADER = (
     f"{'shape':<10}{'implementation':<16}{'fwd ms':>10}{'fwd+bwd ms':>12}{'fwd x loop':>12}{'both x loop':>12}"
-    f"{'of copy':>9}{'of exp':>8}{'peak MB':>9}"
+    f"{'bwd / fwd':>10}{'of copy':>9}{'of exp':>8}{'peak MB':>9}"
 )
 
 
 def _describe(facts: dict[str, object], repeats: int) -> str:
     lines = [f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in facts.items()]
     lines.append(
-        f"figures: median of {repeats} runs after a warm-up; 'of copy', 'of exp': forward against the measured limits"
+        f"figures: median of {repeats} runs after a warm-up; 'bwd / fwd': of a training step; 'of copy', 'of exp': forward "
+        "against the measured limits"
     )
     return "\n".join(lines)
 
@@ -368,7 +385,8 @@ def _line(row: Timing) -> str:
 
     return (
         f"{row.shape:<10}{row.backend:<16}{cell(row.forward_s, 10, '.2f', 1e3)}{cell(row.both_s, 12, '.2f', 1e3)}"
-        f"{cell(row.forward_ratio, 12, '.1f')}{cell(row.both_ratio, 12, '.1f')}{cell(row.of_bandwidth, 9, '.0%')}"
+        f"{cell(row.forward_ratio, 12, '.1f')}{cell(row.both_ratio, 12, '.1f')}{cell(row.backward_ratio, 10, '.2f')}"
+        f"{cell(row.of_bandwidth, 9, '.0%')}"
         f"{cell(row.of_exponentials, 8, '.0%')}{cell(row.peak_bytes, 9, '.0f', 1e-6)}  {row.note}"
     ).rstrip()
 
