@@ -207,8 +207,9 @@ def test_routes_without_steps():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("merge", ["sum", "none"])
-def test_half_precision_is_as_exact_as_eager_torch(merge, dtype):
-    tensors, order = make_scan(1, 2, 1, 40, 4, 50, dtype=dtype)
+@pytest.mark.parametrize("N", [1, 4, 16])
+def test_half_precision_is_as_exact_as_eager_torch(N, merge, dtype):
+    tensors, order = make_scan(1, 2, 1, 40, N, 50, dtype=dtype)
     exact, eager = double(tensors), [t.detach().clone().requires_grad_() for t in tensors]
     eager_half = [t.to(dtype) for t in eager]
     wanted, _ = scan_oracle(*exact, order, True, merge)
