@@ -13,7 +13,8 @@ from visionssm_kernels import keep_memory
 
 if sys.argv[1] == "keep":
     assert keep_memory()
-torch.ones({MEGABYTES} << 18)
+for _ in range({ROUNDS}):  # until the heap has grown
+    torch.ones({MEGABYTES} << 18)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range({ROUNDS}):
     torch.ones({MEGABYTES} << 18)

@@ -131,7 +131,9 @@ class AttentiveScan(nn.Module):
         prompt_BLN = self._prompts(soft_BLT, category_BL, invert(order_B1L)[:, 0])
         u_BL1D = h_BLD.unsqueeze(2)
         dt_low, B_BL1N, C_BL1N = project(u_BL1D, self.x_proj[0]).split(self.dims, -1)
-        inside = projects_in_scan(u_BL1D, dt_low, self.dims[1])
+        inside = False
+        if not torch.jit.is_scripting():
+            inside = projects_in_scan(u_BL1D, dt_low, self.dims[1])
         return scan_routes(
             u_BL1D,
             dt_low if inside else F.linear(dt_low, self.dt_proj[0]),
@@ -155,14 +157,17 @@ class AttentiveScan(nn.Module):
         C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
         if further_BLN is not None:
             C_BLKN = C_BLKN + further_BLN.unsqueeze(2)
-        inside = pieces is None and projects_in_scan(u_BLKD, dt_low, self.dims[1])
-        delta_BLKD, dt_weight = (dt_low, self.dt_proj) if inside else (project_routes(dt_low, self.dt_proj), None)
+        inside = False
+        if not torch.jit.is_scripting():
+            inside = pieces is None and projects_in_scan(u_BLKD, dt_low, self.dims[1])
+        delta_BLKD = dt_low if inside else project_routes(dt_low, self.dt_proj)
+        dt_weight = self.dt_proj if inside else None
         A_KDN, merge = decay_rate(self.A_log), "sum" if self.groups == 1 else "none"
-        inputs = (u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, self.D, self.dt_bias)
+        D, bias = self.D, self.dt_bias
         if pieces is not None:
-            y = scan_pieces(*inputs, pieces, merge)
+            y = scan_pieces(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D, bias, pieces, merge)
         else:
-            y = scan_routes(*inputs, order_KT, merge, dt_weight_KDR=dt_weight)
+            y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D, bias, order_KT, merge, -1, dt_weight)
         return y if self.groups == 1 else join_groups(y, self.groups)
 
     def _own_prompts(self, soft_BLT: Tensor, category_BL: Tensor) -> Tensor:
