@@ -48,9 +48,36 @@ def test_quick_run_reports_every_implementation(tmp_path, capsys):
         if row["backend"] in (benchmark.BASELINE, "chunked"):
             assert row["forward_s"] > 0
             assert row["both_s"] > 0
+            assert row["backward_ratio"] > 0
         elif row["forward_s"] is None:
             assert row["note"].startswith("not run: ")
     assert report["triton"] in table
+
+
+def test_a_step_is_timed_part_by_part(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+
+    class Work(torch.autograd.Function):
+        """Takes 3 seconds, 4 with gradients, and 9 back."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            now[0] += 9
+            return grad
+
+    def work(x):
+        now[0] += 4 if torch.is_grad_enabled() else 3
+        return Work.apply(x)
+
+    times = benchmark._time(work, [torch.ones(2, requires_grad=True)], CPU, 3, 3)
+    assert (times.forward, times.step, times.both) == (3.0, (4.0, 9.0), 13.0)
+    row = benchmark._timing("", "", "", times, benchmark._Times(6.0, (10.0, 16.0)))
+    assert (row.forward_ratio, row.both_ratio, row.backward_ratio) == (2.0, 2.0, 2.25)
 
 
 def test_long_sequences_do_not_run_the_quadratic_gradient(monkeypatch):

@@ -18,21 +18,12 @@ from .loops import WIDTHS
 from .norm_gate import norm_gate
 from .probe import why_broken
 from .rows import NOTHING, Rows, refer
-from .scan import (
-    CHUNK,
-    PIECE,
-    BackwardJob,
-    ForwardJob,
-    Problem,
-    ReduceJob,
-    backward,
-    backward_with_states,
-    forward,
-    forward_with_states,
-    reduce,
-)
+from .scan_backward import BackwardJob, backward, backward_with_states
+from .scan_forward import ForwardJob, forward, forward_with_states
+from .scan_tasks import CHUNK, Problem
 from .simd import LANES
 from .state_fusion import fuse_states
+from .sums import PIECE, ReduceJob, reduce
 from .threads import Entry, run_tasks
 
 __all__ = [
@@ -117,6 +108,12 @@ def _plan_scan(batch: int, steps: int, A: Tensor, *, adding: bool, whole: bool, 
 
     Two passes over n + 1 pieces take n threads 2 / (n + 1) of the time of one. Only here results depend, in their rounding, on
     the number of threads.
+
+    Args:
+        batch, adding, threads: see `_plan`.
+        steps: T.
+        A: (K, D, N).
+        whole: do not cut routes, whose states are asked for or start anew on the way.
     """
     routes, channels, states = A.shape
     vectors, chunks = -(-channels // LANES), -(-steps // CHUNK)
@@ -131,7 +128,7 @@ def _plan_scan(batch: int, steps: int, A: Tensor, *, adding: bool, whole: bool, 
 
 
 class Pass(NamedTuple):
-    """What is known of pieces of routes in a pass over them, and where to: see `scan.py`."""
+    """What is known of pieces of routes in a pass over them, and where to: see `scan_tasks.py`."""
 
     opening: int = 0
     starts: int = 0

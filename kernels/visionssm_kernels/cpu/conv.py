@@ -1,4 +1,4 @@
-"""The causal depthwise convolution along routes on the CPU: the tasks and tiles of `scan.py`.
+"""The causal depthwise convolution along routes on the CPU: the tasks and tiles of the scan (`scan_tasks.py`).
 
     u[order[t]] = act(bias + sum_j w[W - 1 - j] x[order[t - j]])        j = 0..W-1; x is 0 before the route
     dx[order[s]] = sum_j w[W - 1 - j] g[order[s + j]]                   g = gradient before the activation

@@ -1,7 +1,7 @@
 """The loops over the steps of a tile, for a few states of one vector of channels: everything the scan spends its time in.
 
-A group of G states is held in registers; `scan.py` calls these for the groups of 8, 4, 2, 1 that make up N, so that any N
-is served by the same code. All arguments are addresses of scratch memory and byte strides:
+A group of G states is held in registers; `scan_forward.py` and `scan_backward.py` call these for the groups of 8, 4, 2, 1 that
+make up N, so that any N is served by the same code. All arguments are addresses of scratch memory and byte strides:
 
     dt, x, y, ...   one vector per step, contiguous (x = dt * u)
     b, c            one float per state and step, `pitch` bytes apart
@@ -24,7 +24,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import F32, LANES, MASKS, Emitter, positional
+from .simd import BF16, F32, LANES, MASKS, Emitter, positional
 
 __all__ = [
     "KEPT", "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_back_rows",
@@ -35,7 +35,7 @@ __all__ = [
 
 _BYTES = 4 * LANES
 WIDTHS = (6, 4, 3, 2, 1)  # vectors of channels that a task may have
-NARROW = (3, 2, 1)  # as many as the gradient takes at a time: what it keeps of a tile stays in the L1 cache
+NARROW = (3, 2, 1)  # as many as the gradient of one state takes at a time: what it keeps stays in the L1 cache
 
 
 def _advance(
@@ -496,33 +496,14 @@ def _convolve_along(columns: _Columns, e: Emitter, arguments: tuple[ir.Value, ..
         scratch.store(end[j * columns.width : (j + 1) * columns.width], e.offset(history_at, j, pitch))
 
 
-def _intrinsic(name: str, count: int, emit: Callable[..., None]) -> Any:
-    """A numba intrinsic name(G, *addresses) for a literal number G: of states, or how rows are stored."""
-
-    def typed(typingctx: Any, *parameters: types.Type) -> Any:
-        size = parameters[0]
-        if not isinstance(size, types.IntegerLiteral):
-            return None
-
-        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[ir.Value]) -> Any:
-            emit(size.literal_value, Emitter(builder), values[1:])
-            return context.get_dummy_value()
-
-        return types.void(size, *[types.int64] * count), codegen
-
-    typed.__name__ = typed.__qualname__ = name
-    typed.__signature__ = positional(1 + count)  # type: ignore[attr-defined]
-    return intrinsic(prefer_literal=True)(typed)
-
-
-def _wide(name: str, count: int, emit: Callable[..., None], widths: Sequence[int] = WIDTHS) -> Any:
-    """A numba intrinsic name(W, *addresses) for any of these numbers of vectors W."""
+def _sized(name: str, count: int, emit: Callable[..., None], sizes: Sequence[int]) -> Any:
+    """A numba intrinsic name(size, *addresses) for any of these sizes: of states, of vectors, or how rows are stored."""
 
     def typed(typingctx: Any, *parameters: types.Type) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[ir.Value]) -> Any:
-            for width in widths:
-                with builder.if_then(builder.icmp_signed("==", values[0], ir.Constant(values[0].type, width))):
-                    emit(width, Emitter(builder), values[1:])
+            for size in sizes:
+                with builder.if_then(builder.icmp_signed("==", values[0], ir.Constant(values[0].type, size))):
+                    emit(size, Emitter(builder), values[1:])
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * (1 + count)), codegen
@@ -559,47 +540,47 @@ def _columns(name: str, count: int, emit: Callable[..., None], widths: Sequence[
 
 
 # (G, dt, x, y, b, c, pitch, a_log2, h, u, u_stride, delta, delta_stride, out, out_stride, following, steps): y gains C . h
-scan_forward = _intrinsic("scan_forward", 16, _forward)
+scan_forward = _sized("scan_forward", 16, _forward, (8, 4, 2, 1))
 # (G, ..., h, left, out, out_stride, positions, adding, u, u_stride, delta, delta_stride, following, steps): the sum of y and
 # C . h goes to the rows of a float32 tensor, where it is added to what is there unless `adding` is 0
-scan_forward_rows = _intrinsic("scan_forward_rows", 19, _forward_rows)
+scan_forward_rows = _sized("scan_forward_rows", 19, _forward_rows, (8,))
 # (G, ..., h, kept, steps)
-scan_forward_keep = _intrinsic("scan_forward_keep", 10, _forward_keep)
+scan_forward_keep = _sized("scan_forward_keep", 10, _forward_keep, (4, 1))
 # (G, dt, x, b, pitch, a_log2, h, kept, decays, u, u_stride, delta, delta_stride, dy, dy_stride, following, steps)
-scan_replay = _intrinsic("scan_replay", 16, _replay)
+scan_replay = _sized("scan_replay", 16, _replay, (4, 2, 1))
 # (G, dt, x, b, pitch, a_log2, h, steps): only the states after the last step
-scan_end = _intrinsic("scan_end", 7, _end)
+scan_end = _sized("scan_end", 7, _end, (4, 1))
 # (G, dt, dy, c, pitch, a_log2, carry, steps): the steps in reverse, only what passes to the states before the first
-scan_fade = _intrinsic("scan_fade", 7, _fade)
+scan_fade = _sized("scan_fade", 7, _fade, (4, 1))
 # (G, dt, x, dy, dx, ddt, b, c, db, dc, pitch, a, carry, da, before, kept, decays, dh, du, du_stride, ddelta, ddelta_stride,
 # following, steps): the steps in reverse; dx, ddt, db, dc gain their sums over these states; `before` are the states ahead of
 # every step
-scan_backward = _intrinsic("scan_backward", 23, partial(_retreat, with_dh=False))
-scan_backward_dh = _intrinsic("scan_backward_dh", 23, partial(_retreat, with_dh=True))
+scan_backward = _sized("scan_backward", 23, partial(_retreat, with_dh=False), (4, 2, 1))
+scan_backward_dh = _sized("scan_backward_dh", 23, partial(_retreat, with_dh=True), (4, 2, 1))
 # (kind, left, u, u_stride, delta, delta_stride, bias, skip, x, dt, y, positions, steps): reads the rows of u and delta into
 # scratch: dt = softplus(delta + bias), x = dt * u, y = skip * u
-enter_rows = _intrinsic("enter_rows", 12, _enter)
+enter_rows = _sized("enter_rows", 12, _enter, (F32, BF16))
 # (kind, left, u, u_stride, delta, delta_stride, dy, dy_stride, bias, x, dt, dy, slope, positions, steps): the same for the
 # gradient, and dt's slope
-enter_back_rows = _intrinsic("enter_back_rows", 14, _enter_back)
-# (1, left, u, u_stride, dy, du, du_stride, ddelta, ddelta_stride, dt, slope, dx, ddt, skip, dskip, dbias, positions, adding,
+enter_back_rows = _sized("enter_back_rows", 14, _enter_back, (F32, BF16))
+# (F32, left, u, u_stride, dy, du, du_stride, ddelta, ddelta_stride, dt, slope, dx, ddt, skip, dskip, dbias, positions, adding,
 # steps): from the gradients of x and dt to the rows of those of u and delta, and the sums for D and bias
-leave_back_rows = _intrinsic("leave_back_rows", 18, _leave_back)
+leave_back_rows = _sized("leave_back_rows", 18, _leave_back, (F32,))
 # (W, u, u_stride, delta, delta_stride, y, y_stride, b, b_stride, c, c_stride, bias, skip, a_log2, h, small, dt, positions,
 # following, steps): everything for one state, from rows to rows; `small` and `dt` are scratch for W vectors of every step
-scan_rows = _wide("scan_rows", 19, partial(_scan_rows, adding=False))
-scan_rows_adding = _wide("scan_rows_adding", 19, partial(_scan_rows, adding=True))
+scan_rows = _sized("scan_rows", 19, partial(_scan_rows, adding=False), WIDTHS)
+scan_rows_adding = _sized("scan_rows_adding", 19, partial(_scan_rows, adding=True), WIDTHS)
 # (W, u, u_stride, delta, delta_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, b, b_stride, bias, a_log2, h, kept,
 # positions, following, steps): one state's steps again, keeping (W, 4) vectors of each: dt, its slope, decay, state; ahead of
 # `kept` goes the state before the first step. Asks for the rows that the steps in reverse will need
-replay_rows = _wide("replay_rows", 19, _replay_rows, NARROW)
+replay_rows = _sized("replay_rows", 19, _replay_rows, NARROW)
 # (W, u, u_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, b, b_stride, c, c_stride, db, dc, skip, a, carry, da,
 # dskip, dbias, kept, positions, adding, steps): the steps in reverse, rows to rows; db and dc, a float per step, gain their sums
 # over these channels, and du is added to what is there if `adding` is LANES, not if it is 0
-retreat_rows = _wide("retreat_rows", 24, _retreat_rows, NARROW)
+retreat_rows = _sized("retreat_rows", 24, _retreat_rows, NARROW)
 # (W, rows, shifts, places, weights, pitch, target, taps): target = the sum over the taps of weight i, `pitch` bytes apart, times
 # what lies at rows[i] + places[shifts[i]], a shift in bytes; W vectors each
-sum_taps = _wide("sum_taps", 7, _sum_taps)
+sum_taps = _sized("sum_taps", 7, _sum_taps, WIDTHS)
 # (W, left, x, x_stride, out, out_stride, weight, bias, history, positions, following, steps): four taps along a route from rows
 # to rows, then SiLU; `history` is the three rows before, and after it those before the next step; weight j times row t + j - 3
 LONG_TAPS, LONG_WIDTHS = 4, (2, 1)
