@@ -422,6 +422,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine has no CUDA device")
+    if options.keep_memory and (device.type == "cuda" or not keep_memory()):
+        parser.error("--keep-memory: for CPUs, with glibc")
     result = (
         run_gpu(shapes, device, dtype, _print)
         if device.type == "cuda"

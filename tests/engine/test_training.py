@@ -61,9 +61,15 @@ def assert_same_weights(one: str, two: str) -> None:
 @pytest.mark.parametrize("wanted", [False, True])
 def test_memory_is_kept_on_request(recipe, monkeypatch, wanted: bool) -> None:
     told: list[bool] = []
-    monkeypatch.setattr(loop, "keep_memory", lambda: told.append(True))
+    monkeypatch.setattr(loop, "keep_memory", lambda: told.append(True) or True)
     loop.build_accelerator(recipe(run={"keep_memory": wanted}).run, cpu=True)
     assert told == [True] * wanted
+
+
+def test_memory_that_cannot_be_kept_is_an_error(recipe, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "keep_memory", lambda: False)
+    with pytest.raises(UserError, match="keep_memory=true needs glibc"):
+        loop.build_accelerator(recipe(run={"keep_memory": True}).run, cpu=True)
 
 
 def test_a_run_leaves_a_complete_folder(recipe, tmp_path: Path) -> None:

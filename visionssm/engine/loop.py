@@ -124,13 +124,13 @@ def build_accelerator(run: RunSettings, *, cpu: bool = False) -> Accelerator:
     """accelerate's view of the launch: one process, or several under `accelerate launch` or `torchrun`.
 
     Raises:
-        UserError: If the precision is not available on the device.
+        UserError: If the precision is not available on the device, or freed memory cannot be kept.
     """
     accelerator = open_accelerator(run.precision, cpu=cpu, compile_backend=run.compile)
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    if run.keep_memory and accelerator.device.type == "cpu":
-        keep_memory()
+    if run.keep_memory and accelerator.device.type == "cpu" and not keep_memory():
+        raise UserError("run.keep_memory=true needs glibc, and this system has another C library")
     if run.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
