@@ -286,7 +286,7 @@ def test_conv_and_its_gradients(D, Kx, order, silu, taps):
 def run_everything():
     torch.manual_seed(1)
     results = []
-    for batch, K, Ku, D, L in ((1, 4, 1, 100, 300), (3, 2, 2, 50, 64), (1, 3, 1, 10, 300)):
+    for batch, K, Ku, D, L in ((1, 4, 1, 100, 300), (3, 2, 2, 50, 64), (1, 3, 1, 10, 300), (64, 1, 1, 400, 9)):
         tensors, order = make_scan(batch, K, Ku, D, 4, L)
         y, checkpoints, _ = cpu.routed_scan_forward(*tensors, order, True, "sum", True, False)
         grads = cpu.routed_scan_backward(torch.sin(y), None, *tensors, order, True, "sum", checkpoints)
@@ -304,6 +304,13 @@ def test_whole_vectors_from_rows_to_rows(vectors, K, N):
     check_scan(tensors, order, merge="none")
     tensors, order = make_scan(1, K, K, vectors * cpu.LANES, N, 45, order="subset", skip=False, bias=False)
     check_scan(tensors, order)
+
+
+@pytest.mark.parametrize("vectors", [8, 12, 23, 24, 25])
+def test_wide_tasks_of_several_states(vectors):
+    tensors, order = make_scan(64, 1, 1, vectors * cpu.LANES - 3, 3, 5)
+    check_scan(tensors, order)
+    check_scan(tensors, order, with_states=True)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Legend: B batch, L image positions, D channels, N state, K routes, Ku 1 or K, T 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,9 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach().float().contiguous()
+    if x is None or (x.dtype == torch.float32 and x.is_contiguous()):
+        return x
+    return x.detach().float().contiguous()
 
 
 def _data(x: Tensor | None) -> int:
@@ -69,59 +72,72 @@ class Plan(NamedTuple):
         return torch.empty(shape, dtype=dtype) if self.pieces == 1 else torch.zeros(shape, dtype=dtype)
 
 
-def _plan(batch: int, channels: int, routes: int, *, adding: bool, threads: int | None = None) -> Plan:
+# Widths for more than one state: rows of B and C, which cost a task the same whatever its width, then serve more channels.
+_WIDE = (24, 12, 8)
+_WIDE_TASKS = 64  # as many they must leave, where their number must not depend on that of the threads
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    batch: int, channels: int, routes: int, *, adding: bool, threads: int, fixed: bool = False, wide: bool = False
+) -> Plan:
     """The widest tasks (whole cache lines, fewest partial sums) that keep the threads busy.
 
     Args:
         batch, channels, routes: of the problem.
         adding: the routes add up to one output, so splitting them costs a buffer.
-        threads: to cut the width for; None where it decides how sums are grouped, and so must depend on shapes alone.
+        threads: there are.
+        fixed: the width decides how sums are grouped, and so must depend on shapes alone.
+        wide: tasks may be wider than `WIDTHS`.
     """
-    vectors, available = -(-channels // LANES), torch.get_num_threads()
+    vectors = -(-channels // LANES)
+
+    def tasks(width: int, split: bool) -> int:
+        return batch * -(-vectors // width) * (routes if split else 1)
 
     def busy(width: int, split: bool, threads: int) -> float:
-        tasks = batch * -(-vectors // width) * (routes if split else 1)
-        if tasks == 0:
+        count = tasks(width, split)
+        if count == 0:
             return 1.0
-        return batch * vectors * (routes if split else 1) / (-(-tasks // threads) * threads * width)
+        return batch * vectors * (routes if split else 1) / (-(-count // threads) * threads * width)
 
     def best(split: bool) -> int:
-        count = threads or 2
+        count = 2 if fixed else threads
+        widths = [w for w in _WIDE if wide and (not fixed or tasks(w, split) >= _WIDE_TASKS)] + list(WIDTHS)
         return next(
-            (w for w in WIDTHS if busy(w, split, count) > 0.85), max(WIDTHS, key=lambda w: busy(w, split, count))
+            (w for w in widths if busy(w, split, count) > 0.85), max(widths, key=lambda w: busy(w, split, count))
         )
 
     width = best(split=not adding)
     split = not adding or routes == 1
-    if not split and busy(width, False, available) < 0.6:
+    if not split and busy(width, False, threads) < 0.6:
         split = True
-        width = width if threads is None else best(split=True)
-    blocks = -(-vectors // width)
-    return Plan(width, blocks, split, batch * blocks * (routes if split else 1))
+        width = width if fixed else best(split=True)
+    return Plan(width, -(-vectors // width), split, tasks(width, split))
 
 
 _PIECE_WORK = 1 << 15  # steps times (states + 4) below which a piece costs more than it gains
 
 
-def _plan_scan(batch: int, steps: int, A: Tensor, *, adding: bool, whole: bool, threads: int | None) -> Plan:
+def _plan_scan(batch: int, steps: int, A: Tensor, *, adding: bool, whole: bool, fixed: bool) -> Plan:
     """`_plan`, or pieces of routes where even a vector of channels per task leaves half of the threads without one.
 
     Two passes over n + 1 pieces take n threads 2 / (n + 1) of the time of one. Only here results depend, in their rounding, on
     the number of threads.
 
     Args:
-        batch, adding, threads: see `_plan`.
+        batch, adding, fixed: see `_plan`.
         steps: T.
         A: (K, D, N).
         whole: do not cut routes, whose states are asked for or start anew on the way.
     """
     routes, channels, states = A.shape
-    vectors, chunks = -(-channels // LANES), -(-steps // CHUNK)
+    vectors, chunks, threads = -(-channels // LANES), -(-steps // CHUNK), torch.get_num_threads()
     tasks = batch * vectors * routes
-    spare = torch.get_num_threads() // tasks if tasks else 0
+    spare = threads // tasks if tasks else 0
     pieces = min(spare + 1, steps * (states + 4) // _PIECE_WORK, chunks)
     if whole or spare < 2 or pieces < 3:
-        return _plan(batch, channels, routes, adding=adding, threads=threads)
+        return _plan(batch, channels, routes, adding=adding, threads=threads, fixed=fixed, wide=states > 1)
     each = -(-chunks // pieces)
     pieces = -(-chunks // each)
     return Plan(1, vectors, True, tasks * (pieces - 1), pieces, each)
@@ -211,8 +227,7 @@ def routed_scan_forward(
     (batch, positions), (K, channels, N) = u.shape[:2], A.shape
     steps = positions if order is None else order.shape[-1]
     adding = merge == "sum" and K > 1
-    threads = torch.get_num_threads()
-    plan = _plan_scan(batch, steps, A, adding=adding, whole=save_states or segment > 0, threads=threads)
+    plan = _plan_scan(batch, steps, A, adding=adding, whole=save_states or segment > 0, fixed=False)
     y, sink = _sink((batch, positions, K, channels), plan, adding, u.dtype)
     checkpoints = torch.empty(batch, K, -(-steps // CHUNK), channels, N) if save_checkpoints else torch.empty(0)
     states = torch.empty(batch, positions, K, channels, N) if save_states else torch.empty(0)
@@ -243,7 +258,7 @@ def routed_scan_backward(
     (batch, positions), (K, channels, N) = u.shape[:2], A.shape
     adding, whole = u.shape[2] == 1 and K > 1, grad_states is not None or segment > 0
     steps = positions if order is None else order.shape[-1]
-    plan = _plan_scan(batch, steps, A_, adding=adding, whole=whole, threads=None)
+    plan = _plan_scan(batch, steps, A_, adding=adding, whole=whole, fixed=True)
     du, du_sink = _sink((batch, positions, K, channels), plan, adding, u.dtype)
     ddelta = plan.rows(*delta.shape, dtype=delta.dtype)
     dB, dC = (plan.rows(plan.blocks, batch, positions, K, N) for _ in range(2))
@@ -296,7 +311,7 @@ def route_conv_backward(
     assert weight_ is not None
     (batch, positions), (K, channels, taps) = x.shape[:2], weight.shape
     adding = x.shape[2] == 1 and K > 1
-    plan = _plan(batch, channels, K, adding=adding)
+    plan = _plan(batch, channels, K, adding=adding, threads=torch.get_num_threads(), fixed=True)
     dx, sink = _sink((batch, positions, K, channels), plan, adding, x.dtype)
     dweight, dbias = torch.empty(batch, K, channels, taps), torch.empty(batch, K, channels)
 

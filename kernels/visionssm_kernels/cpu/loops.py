@@ -27,10 +27,10 @@ from numba.extending import intrinsic
 from .simd import BF16, F32, LANES, MASKS, Emitter, positional
 
 __all__ = [
-    "KEPT", "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "enter_back_rows",
-    "enter_rows", "leave_back_rows", "replay_rows", "retreat_rows", "scan_backward", "scan_backward_dh", "scan_end",
-    "scan_fade", "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows", "scan_rows_adding",
-    "sum_taps",
+    "KEPT", "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "copy_rows",
+    "enter_back_rows", "enter_rows", "leave_back_rows", "replay_rows", "retreat_rows", "scan_backward", "scan_backward_dh",
+    "scan_end", "scan_fade", "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows",
+    "scan_rows_adding", "sum_taps",
 ]  # fmt: skip
 
 _BYTES = 4 * LANES
@@ -49,7 +49,7 @@ def _advance(
         _ask(e, t, asked)
         here, there = e.offset(dt, t, _BYTES), e.b.mul(t, pitch)
         dt_t, x_t, b_t = e.load(here), e.load(e.offset(x, t, _BYTES)), e.b.add(b, there)
-        decay = [e.exp2(dt_t, rate) for rate in rates]
+        decay = e.interleaved([partial(e.exp2, dt_t, rate) for rate in rates])
         input_ = [e.b.fmul(x_t, e.load_splat(e.offset(b_t, n, 4))) for n in range(size)]
         h = [e.fma(decay[n], h[n], input_[n]) for n in range(size)]
         if y is not None and c is not None:
@@ -164,6 +164,34 @@ def _ask(e: Emitter, t: ir.Value, asked: Sequence[ir.Value]) -> None:
     *rows, following = asked or (None,)
     for at, stride in zip(rows[::2], rows[1::2], strict=True):
         e.prefetch(e.offset(at, *_positions(e, t, following), stride))
+
+
+def _copy_rows(kind: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    left, source, stride, target, pitch, positions, following, asked, steps = arguments
+    none = ir.Constant(left.type, 0)
+    size = ir.Constant(left.type, 4 if kind == F32 else 2)
+    lanes = ir.Constant(left.type, LANES)
+    there = e.b.select(e.b.icmp_signed("<", left, lanes), left, lanes)
+    end = e.b.add(source, e.b.sub(e.b.mul(there, size), ir.Constant(left.type, 1)))
+
+    def copy(t: ir.Value) -> None:
+        (here,) = _positions(e, t, positions)
+        mask = e.mask(e.b.select(e.b.icmp_signed("<", here, none), none, left))
+        e.store(e.load_as(kind, e.offset(source, here, stride), mask), e.offset(target, t, pitch))
+
+    def copy_and_ask(t: ir.Value) -> list[ir.Value]:
+        copy(t)
+        row = e.b.mul(*_positions(e, t, following), stride)
+        for at in (source, end):  # a row may begin within a cache line
+            e.prefetch(e.b.add(at, row))
+        return []
+
+    def copy_rest(t: ir.Value) -> list[ir.Value]:
+        copy(e.b.add(asked, t))
+        return []
+
+    e.loop(asked, [], copy_and_ask)
+    e.loop(e.b.sub(steps, asked), [], copy_rest)
 
 
 class _Column:
@@ -557,6 +585,9 @@ scan_fade = _sized("scan_fade", 7, _fade, (4, 1))
 # every step
 scan_backward = _sized("scan_backward", 23, partial(_retreat, with_dh=False), (4, 2, 1))
 scan_backward_dh = _sized("scan_backward_dh", 23, partial(_retreat, with_dh=True), (4, 2, 1))
+# (kind, left, source, stride, target, pitch, positions, following, asked, steps): one vector of every row to scratch, as float32,
+# zero beyond and at padding steps; asks for as many rows as `asked`. Needs MASKS
+copy_rows = _sized("copy_rows", 9, _copy_rows, (F32, BF16))
 # (kind, left, u, u_stride, delta, delta_stride, bias, skip, x, dt, y, positions, steps): reads the rows of u and delta into
 # scratch: dt = softplus(delta + bias), x = dt * u, y = skip * u
 enter_rows = _sized("enter_rows", 12, _enter, (F32, BF16))

@@ -16,11 +16,13 @@ from numba import cfunc, njit
 from torch import Tensor
 
 from . import simd
+from .loops import copy_rows
 from .simd import (
     BF16,
     F16,
     F32,
     LANES,
+    MASKS,
     copy_positions,
     count_positions,
     load_f32_part,
@@ -140,11 +142,22 @@ def gather(scratch, width, source, stride, kind, positions, steps, channels, com
     On the way it asks for the rows of the next tile, at positions `coming`, so that they arrive while this one is computed.
     """
     size = 4 if kind == F32 else 2
+    if MASKS and kind != F16:
+        asked = min(len(coming), steps)
+        for v in range(width):
+            left, target = channels - v * LANES, scratch + v * LANES_BYTES
+            copy_rows(
+                kind, left, source + v * LANES * size, stride, target, width * LANES_BYTES, positions.ctypes.data,
+                coming.ctypes.data, asked if left > 0 else 0, steps,
+            )  # fmt: skip
+        return
     for t in range(steps):
         p = positions[t]
         if t < len(coming) and coming[t] >= 0:
-            for byte in range(0, min(channels, width * LANES) * size, 64):
-                prefetch(source + coming[t] * stride + byte)
+            row, length = source + coming[t] * stride, min(channels, width * LANES) * size
+            for byte in range(0, length, 64):
+                prefetch(row + byte)
+            prefetch(row + length - 1)  # a row may begin within a cache line
         for v in range(width):
             target = scratch + (t * width + v) * LANES_BYTES
             at = source + p * stride + v * LANES * size
