@@ -63,8 +63,8 @@ def _advance(
             else:
                 out.add(total, t)
         for at, values in ((kept, h), (decays, decay)):
-            for n in range(0 if at is None else size):
-                e.store(values[n], e.offset(e.offset(at, t, size * _BYTES), n, _BYTES))
+            if at is not None:
+                e.store_all(values, e.offset(at, t, size * _BYTES))
         return h
 
     for n, value in enumerate(e.loop(steps, start, step)):

@@ -33,8 +33,8 @@ from .simd import (
 )  # fmt: skip
 
 __all__ = [
-    "LANES_BYTES", "NOTHING", "Rows", "address", "compiled", "compiled_entry", "fill", "gather", "pack", "parameter_row", "refer",
-    "scatter", "steps_of", "to_columns", "to_rows", "unpack", "visited", "zero",
+    "LANES_BYTES", "NOTHING", "Rows", "address", "ask", "compiled", "compiled_entry", "fill", "gather", "pack",
+    "parameter_row", "refer", "scatter", "steps_of", "to_columns", "to_rows", "unpack", "visited", "zero",
 ]  # fmt: skip
 
 LANES_BYTES = 4 * LANES
@@ -262,6 +262,13 @@ def unpack(scratch, source, channels, states):
     for n in range(states):
         row = source + n * min(channels, LANES) * 4
         store(simd.load(row) if channels >= LANES else load_f32_part(row, channels), scratch + n * LANES_BYTES)
+
+
+@compiled
+def ask(at, size):
+    """Asks for what will be read soon."""
+    for byte in range(0, size, 64):
+        prefetch(at + byte)
 
 
 @compiled

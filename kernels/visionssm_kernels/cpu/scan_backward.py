@@ -21,6 +21,7 @@ from .rows import (
     LANES_BYTES,
     Rows,
     address,
+    ask,
     compiled,
     fill,
     gather,
@@ -59,6 +60,7 @@ from .simd import (
     load,
     load_float,
     mul,
+    prefetch_to_write,
     restore_float_mode,
     sigmoid,
     softplus,
@@ -210,6 +212,8 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
                     following[t] = positions[0]
             zero(db_rows, (steps + LANES - 1) // LANES)
             zero(dc_rows, (steps + LANES - 1) // LANES)
+            if chunk > 1:
+                ask(checkpoint + (chunk - 2) * p.channels * 4, width * LANES_BYTES)
             for v in range(0, width, MOST):
                 w, c1 = min(width - v, MOST), v * LANES_BYTES
                 if chunk == 0:
@@ -240,6 +244,9 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         gather(c_rows, n_vectors, c_at, job.C.l, job.C.kind, positions, steps, N, coming)
         zero(db_rows, steps * n_vectors)
         zero(dc_rows, steps * n_vectors)
+        for t in range(steps):
+            prefetch_to_write(db_at + positions[t] * job.dB.l)
+            prefetch_to_write(dc_at + positions[t] * job.dC.l)
         for v in range(width):
             left, column = channels - v * LANES, v * LANES_BYTES
             if left <= 0:
@@ -267,7 +274,12 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
             if chunk == 0:
                 zero(h, N)
             else:
-                unpack(h, checkpoint + ((chunk - 1) * p.channels + v * LANES) * N * 4, left, N)
+                kept_at = checkpoint + ((chunk - 1) * p.channels + v * LANES) * N * 4
+                unpack(h, kept_at, left, N)
+                if left > LANES and v + 1 < width:  # the next one of these, so that nobody waits for it
+                    ask(kept_at + LANES_BYTES * N, min(left - LANES, LANES) * N * 4)
+                elif chunk > 1:
+                    ask(checkpoint + (chunk - 2) * p.channels * N * 4, min(channels, LANES) * N * 4)
             n = 0
             while n < N:
                 size = 4 if N - n >= 4 else 2 if N - n >= 2 else 1

@@ -42,6 +42,7 @@ __all__ = [
     "operation",
     "positional",
     "prefetch",
+    "prefetch_to_write",
     "restore_float_mode",
     "sigmoid",
     "silu",
@@ -167,6 +168,12 @@ class Emitter:
     def store_part(self, value: ir.Value, i_address: ir.Value, mask: ir.Value) -> None:
         align, pointer = ir.Constant(_I32, 4), self.pointer(i_address, _VEC)
         self.call(f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), value, pointer, align, mask)
+
+    def store_all(self, values: Sequence[ir.Value], i_address: ir.Value) -> None:
+        """Vectors one after the other, by one address and its distances, which LLVM would not find by itself."""
+        first = self.pointer(i_address, values[0].type)
+        for n, value in enumerate(values):
+            self.b.store(value, self.b.gep(first, [ir.Constant(_I64, n)]), align=4)
 
     def splat(self, scalar: ir.Value) -> ir.Value:
         one = self.b.insert_element(ir.Constant(_VEC, ir.Undefined), scalar, ir.Constant(_I32, 0))
@@ -311,24 +318,19 @@ class Emitter:
         if count > LANES:
             half = count // 2
             return self.shuffle(self.sums(vectors[:half]), self.sums(vectors[half:]), range(count))
-        bits = count.bit_length() - 1
-        vectors = [
-            vectors[int(f"{i:0{bits}b}"[::-1], 2) if bits else 0] for i in range(count)
-        ]  # the tree leaves them so
-        segment = LANES
-        while len(vectors) > 1:  # halves of the segments of two vectors, added: one of the two operands is a mere blend
-            half = segment // 2
-            own = [i if i % segment < half else LANES + i for i in range(LANES)]
-            other = [i + half if i % segment < half else LANES + i - half for i in range(LANES)]
+        apart = 1  # lanes of this distance are added: from neighbours, of which one comes from each of two vectors, up to halves
+        while len(vectors) > 1:
+            own = [i if i & apart == 0 else LANES + i for i in range(LANES)]
+            other = [i + apart if i & apart == 0 else LANES + i - apart for i in range(LANES)]
             pairs = zip(vectors[::2], vectors[1::2], strict=True)
             vectors = [self.b.fadd(self.shuffle(p, q, own), self.shuffle(p, q, other)) for p, q in pairs]
-            segment = half
+            apart *= 2
         (total,) = vectors
-        while segment > 1:  # the halves of every segment, next to each other
-            starts = range(0, total.type.count, segment)
-            first, second = ([i + j for i in starts for j in range(k, k + segment // 2)] for k in (0, segment // 2))
+        half = LANES // 2
+        while half >= count:
+            first, second = (range(k, k + half) for k in (0, half))
             total = self.b.fadd(self.shuffle(total, total, first), self.shuffle(total, total, second))
-            segment //= 2
+            half //= 2
         return total
 
     def transposed(self, vectors: Sequence[ir.Value]) -> list[ir.Value]:
@@ -543,6 +545,11 @@ def store_short_zero(e: Emitter, address: ir.Value) -> None:
 @operation(_void, _i64)
 def prefetch(e: Emitter, address: ir.Value) -> None:
     e.prefetch(address)
+
+
+@operation(_void, _i64)
+def prefetch_to_write(e: Emitter, address: ir.Value) -> None:
+    e.prefetch(address, write=True)
 
 
 @operation(_void, _i64, _i64, _i64, _i64, vec)
