@@ -379,7 +379,7 @@ def _check_order(order: Tensor | None, batch: int, positions: int, K: int, devic
         raise ValueError(f"order is on {order.device} but u is on {device}")
     if not torch.compiler.is_compiling():
         _check_order_range(order, positions)
-    return order.to(torch.int32)
+    return order if order.dtype == torch.int32 else order.to(torch.int32)
 
 
 def _check_order_range(order: Tensor, positions: int) -> None:

@@ -22,7 +22,7 @@ from .rows import NOTHING, Rows, refer
 from .scan_backward import BackwardJob, backward, backward_with_states
 from .scan_forward import ForwardJob, forward, forward_with_states
 from .scan_tasks import CHUNK, Problem
-from .simd import LANES
+from .simd import F32, LANES
 from .state_fusion import fuse_states
 from .sums import PIECE, ReduceJob, reduce
 from .threads import Entry, run_tasks
@@ -207,13 +207,20 @@ def _problem(
 
 
 def _sink(shape: tuple[int, int, int, int], plan: Plan, adding: bool, dtype: torch.dtype) -> tuple[Tensor, Rows]:
-    """An output (B, L, K, D), or the sum over its routes: float32, (1 or K, B, L, D) for a split that is summed later."""
+    """An output (B, L, K, D); the sum over its routes, float32 (B, L, D); or its terms (K, B, L, D) if a plan splits them."""
     batch, positions, routes, channels = shape
     if not adding:
         out = plan.rows(*shape, dtype=dtype)
         return out, refer(out)
-    parts = plan.rows(routes if plan.split else 1, batch, positions, channels)
-    return parts, refer(parts.permute(1, 2, 0, 3), shared=not plan.split)
+    out = plan.rows(routes, *shape[:2], channels) if plan.split else plan.rows(*shape[:2], channels)
+    row, image = 4 * channels, 4 * channels * positions
+    return out, Rows(out.data_ptr(), F32, 4, image, row, batch * image if plan.split else 0)
+
+
+def _added(out: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
+    """What `_sink` gave for a sum, filled, as that sum."""
+    total = _sum_parts(out) if plan.split else out
+    return total if total.dtype == dtype else total.to(dtype)
 
 
 def routed_scan_forward(
@@ -241,7 +248,7 @@ def routed_scan_forward(
 
     _run_scan(forward_with_states if save_states else forward, job, plan, batch, A)
     if adding:
-        return _sum_parts(y).to(u.dtype), checkpoints, states
+        return _added(y, plan, u.dtype), checkpoints, states
     return (y.squeeze(2) if merge == "sum" else y), checkpoints, states
 
 
@@ -278,7 +285,7 @@ def routed_scan_backward(
     _run_scan(backward if grad_states is None else backward_with_states, job, plan, batch, A_, backwards=True)
     dA, dB, dC = _sum_parts(dA), _sum_parts(dB), _sum_parts(dC)
     return (
-        (_sum_parts(du).unsqueeze(2) if adding else du).to(u.dtype), ddelta, dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype),
+        _added(du, plan, u.dtype).unsqueeze(2) if adding else du, ddelta, dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype),
         None if D is None or dD is None else _sum_parts(dD).to(D.dtype),
         None if bias is None or dbias is None else _sum_parts(dbias).to(bias.dtype),
     )  # fmt: skip
@@ -325,7 +332,7 @@ def route_conv_backward(
 
     run_tasks(convolve, job, plan.tasks)
     dweight, dbias = _sum_parts(dweight), _sum_parts(dbias)
-    dx = (_sum_parts(dx).unsqueeze(2) if adding else dx).to(x.dtype)
+    dx = _added(dx, plan, x.dtype).unsqueeze(2) if adding else dx
     return dx, dweight.to(weight.dtype), None if bias is None else dbias.to(bias.dtype)
 
 

@@ -197,10 +197,11 @@ class Emitter:
         self.call("llvm.prefetch.p0", ir.VoidType(), self.pointer(i_address, _I8), *hints)
 
     def mask(self, i_count: ir.Value) -> ir.Value:
-        wide = ir.VectorType(_I64, LANES)
-        one = self.b.insert_element(ir.Constant(wide, ir.Undefined), i_count, ir.Constant(_I32, 0))
-        counts = self.b.shuffle_vector(one, ir.Constant(wide, ir.Undefined), ir.Constant(_IVEC, [0] * LANES))
-        return self.b.icmp_signed("<", ir.Constant(wide, list(range(LANES))), counts)
+        """The first `i_count` lanes: any number below 2^31, also a negative one."""
+        count = self.b.trunc(i_count, _I32)
+        one = self.b.insert_element(ir.Constant(_IVEC, ir.Undefined), count, ir.Constant(_I32, 0))
+        counts = self.b.shuffle_vector(one, ir.Constant(_IVEC, ir.Undefined), ir.Constant(_IVEC, [0] * LANES))
+        return self.b.icmp_signed("<", ir.Constant(_IVEC, list(range(LANES))), counts)
 
     def select(self, condition: str, x: ir.Value, y: ir.Value) -> ir.Value:
         """x if `x condition y` else y: y where either is NaN."""
