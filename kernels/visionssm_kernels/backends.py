@@ -61,7 +61,7 @@ class Backend:
 _TABLE = {
     backend.name: backend
     for backend in (
-        Backend("numba", ".cpu", False, "CPU, explicit SIMD, multi-threaded"),
+        Backend("numba", ".cpu", False, "CPU, explicit SIMD, multi-threaded", 64),
         Backend("triton", ".triton", False, "GPU, one launch for all routes", 64),
         Backend("chunked", ".chunked", True, "any device, plain torch in two passes over chunks"),
         Backend("reference", ".reference", True, "any device, the loop over steps; ground truth, slow"),

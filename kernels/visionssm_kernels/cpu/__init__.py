@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..projection import project
 from . import wavefront
 from .conv import ConvJob, convolve
 from .instance_norm import instance_norm
@@ -226,6 +227,7 @@ def _added(out: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
 def routed_scan_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, order: Tensor | None,
     softplus: bool, merge: str, save_checkpoints: bool, save_states: bool, segment: int = 0, phase: int = 0,
+    dt_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, checkpoints, states: see the contract in `visionssm_kernels.ops`."""
     u, delta, B, C = _rows(u), _rows(delta), _rows(B), _rows(C)
@@ -235,6 +237,9 @@ def routed_scan_forward(
     steps = positions if order is None else order.shape[-1]
     adding = merge == "sum" and K > 1
     plan = _plan_scan(batch, steps, A, adding=adding, whole=save_states or segment > 0, fixed=False)
+    if dt_weight is not None and (plan.pieces > 1 or not u.dtype == delta.dtype == torch.float32):
+        delta, dt_weight = project(delta, dt_weight), None  # the kernel's is one of float32, and of whole routes
+    weight, rank = _float(dt_weight), 0 if dt_weight is None else delta.shape[-1]
     y, sink = _sink((batch, positions, K, channels), plan, adding, u.dtype)
     checkpoints = torch.empty(batch, K, -(-steps // CHUNK), channels, N) if save_checkpoints else torch.empty(0)
     states = torch.empty(batch, positions, K, channels, N) if save_states else torch.empty(0)
@@ -243,7 +248,7 @@ def routed_scan_forward(
         return ForwardJob(
             _problem(plan, batch, positions, A, D, bias, order, softplus, counter, segment, phase, of_pass),
             refer(u, shared=u.shape[2] == 1), refer(delta), refer(B), refer(C), sink, _data(checkpoints),
-            _data(states),
+            _data(states), _data(weight), rank,
         )  # fmt: skip
 
     _run_scan(forward_with_states if save_states else forward, job, plan, batch, A)

@@ -27,14 +27,15 @@ from numba.extending import intrinsic
 from .simd import BF16, F32, LANES, MASKS, Emitter, positional
 
 __all__ = [
-    "KEPT", "LONG_TAPS", "LONG_WIDTHS", "NARROW", "WIDTHS", "convolve_along", "convolve_along_silu", "copy_rows",
-    "enter_back_rows", "enter_rows", "leave_back_rows", "replay_rows", "retreat_rows", "scan_backward", "scan_backward_dh",
-    "scan_end", "scan_fade", "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay", "scan_rows",
-    "scan_rows_adding", "sum_taps",
+    "KEPT", "LONG_TAPS", "LONG_WIDTHS", "NARROW", "TOGETHER", "WIDTHS", "convolve_along", "convolve_along_silu", "copy_rows",
+    "enter_back_rows", "enter_rows", "leave_back_rows", "project_steps", "replay_rows", "retreat_rows", "scan_backward",
+    "scan_backward_dh", "scan_end", "scan_fade", "scan_forward", "scan_forward_keep", "scan_forward_rows", "scan_replay",
+    "scan_rows", "scan_rows_adding", "sum_taps",
 ]  # fmt: skip
 
 _BYTES = 4 * LANES
 WIDTHS = (6, 4, 3, 2, 1)  # vectors of channels that a task may have
+TOGETHER = 16 if MASKS else 8  # steps that `project_steps` has in registers
 NARROW = (3, 2, 1)  # as many as the gradient of one state takes at a time: what it keeps stays in the L1 cache
 
 
@@ -264,11 +265,10 @@ def _begin_steps(
 
 
 def _enter(kind: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
-    left, u_at, u_stride, delta_at, delta_stride, bias_at, skip_at, x_at, dt_at, y_at, positions, steps = arguments
-    u_rows, delta_rows = (
-        _Column(e, at, stride, positions, left, kind=kind)
-        for at, stride in ((u_at, u_stride), (delta_at, delta_stride))
-    )
+    (left, u_at, u_stride, delta_at, delta_stride, bias_at, skip_at, x_at, dt_at, y_at, positions, delta_positions,
+     steps) = arguments  # fmt: skip
+    u_rows = _Column(e, u_at, u_stride, positions, left, kind=kind)
+    delta_rows = _Column(e, delta_at, delta_stride, delta_positions, left, kind=kind)
     _begin_steps(e, delta_rows, bias_at, x_at, dt_at, steps)
     skip = e.load(skip_at)
 
@@ -327,9 +327,20 @@ def _leave_back(_: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
         e.store(value, at)
 
 
+def _project_steps(size: int, e: Emitter, arguments: Sequence[ir.Value]) -> None:
+    low, low_pitch, weight, rank, target, pitch = arguments
+
+    def add(r: ir.Value, *totals: ir.Value) -> list[ir.Value]:
+        factor, row = e.load(e.offset(weight, r, _BYTES)), e.offset(low, r, low_pitch)
+        return [e.fma(factor, e.load_splat(e.offset(row, t, 4)), total) for t, total in enumerate(totals)]
+
+    for t, total in enumerate(e.loop(rank, [e.constant(0.0)] * size, add)):
+        e.store(total, e.offset(target, t, pitch))
+
+
 def _scan_rows(width: int, e: Emitter, arguments: Sequence[ir.Value], *, adding: bool) -> None:
     (u_at, u_stride, delta_at, delta_stride, y_at, y_stride, b_at, b_stride, c_at, c_stride, bias_at, skip_at, a_at, h_at,
-     small_at, dt_at, positions, following, steps) = arguments  # fmt: skip
+     small_at, dt_at, positions, following, delta_positions, delta_following, steps) = arguments  # fmt: skip
     u_rows, delta_rows = _Rows(e, u_at, u_stride), _Rows(e, delta_at, delta_stride)
     y_rows = _Rows(e, y_at, y_stride, write=True)
     bias, skip, rate, start = (
@@ -341,7 +352,7 @@ def _scan_rows(width: int, e: Emitter, arguments: Sequence[ir.Value], *, adding:
 
     # three loops, as a processor looks too few steps ahead to overlap chains as long as all of it
     def begin(t: ir.Value) -> list[ir.Value]:
-        delta_rows.go(*_positions(e, t, positions, following))
+        delta_rows.go(*_positions(e, t, delta_positions, delta_following))
         for v in range(width):
             delta_rows.ask(v)
             raw = e.b.fadd(delta_rows.load(v), bias[v])
@@ -588,9 +599,12 @@ scan_backward_dh = _sized("scan_backward_dh", 23, partial(_retreat, with_dh=True
 # (kind, left, source, stride, target, pitch, positions, following, asked, steps): one vector of every row to scratch, as float32,
 # zero beyond and at padding steps; asks for as many rows as `asked`. Needs MASKS
 copy_rows = _sized("copy_rows", 9, _copy_rows, (F32, BF16))
-# (kind, left, u, u_stride, delta, delta_stride, bias, skip, x, dt, y, positions, steps): reads the rows of u and delta into
-# scratch: dt = softplus(delta + bias), x = dt * u, y = skip * u
-enter_rows = _sized("enter_rows", 12, _enter, (F32, BF16))
+# (TOGETHER, low, low_pitch, weight, rank, target, pitch): vectors of channels of as many steps: the sums over r of weight r times
+# float r of a step, which lie next to those of the other steps in row r of `low`
+project_steps = _sized("project_steps", 6, _project_steps, (TOGETHER,))
+# (kind, left, u, u_stride, delta, delta_stride, bias, skip, x, dt, y, positions, delta_positions, steps): reads the rows of u and
+# delta into scratch: dt = softplus(delta + bias), x = dt * u, y = skip * u. Rows of delta may lie at dt
+enter_rows = _sized("enter_rows", 13, _enter, (F32, BF16))
 # (kind, left, u, u_stride, delta, delta_stride, dy, dy_stride, bias, x, dt, dy, slope, positions, steps): the same for the
 # gradient, and dt's slope
 enter_back_rows = _sized("enter_back_rows", 14, _enter_back, (F32, BF16))
@@ -598,9 +612,10 @@ enter_back_rows = _sized("enter_back_rows", 14, _enter_back, (F32, BF16))
 # steps): from the gradients of x and dt to the rows of those of u and delta, and the sums for D and bias
 leave_back_rows = _sized("leave_back_rows", 18, _leave_back, (F32,))
 # (W, u, u_stride, delta, delta_stride, y, y_stride, b, b_stride, c, c_stride, bias, skip, a_log2, h, small, dt, positions,
-# following, steps): everything for one state, from rows to rows; `small` and `dt` are scratch for W vectors of every step
-scan_rows = _sized("scan_rows", 19, partial(_scan_rows, adding=False), WIDTHS)
-scan_rows_adding = _sized("scan_rows_adding", 19, partial(_scan_rows, adding=True), WIDTHS)
+# following, delta_positions, delta_following, steps): everything for one state, from rows to rows; `small` and `dt` are scratch
+# for W vectors of every step, and rows of delta may lie at dt
+scan_rows = _sized("scan_rows", 21, partial(_scan_rows, adding=False), WIDTHS)
+scan_rows_adding = _sized("scan_rows_adding", 21, partial(_scan_rows, adding=True), WIDTHS)
 # (W, u, u_stride, delta, delta_stride, dy, dy_stride, du, du_stride, ddelta, ddelta_stride, b, b_stride, bias, a_log2, h, kept,
 # positions, following, steps): one state's steps again, keeping (W, 4) vectors of each: dt, its slope, decay, state; ahead of
 # `kept` goes the state before the first step. Asks for the rows that the steps in reverse will need

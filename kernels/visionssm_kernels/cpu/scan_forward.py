@@ -6,7 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .loops import enter_rows, scan_forward, scan_forward_keep, scan_forward_rows, scan_rows, scan_rows_adding
+from .loops import (
+    TOGETHER,
+    enter_rows,
+    project_steps,
+    scan_forward,
+    scan_forward_keep,
+    scan_forward_rows,
+    scan_rows,
+    scan_rows_adding,
+)
 from .rows import (
     LANES_BYTES,
     Rows,
@@ -37,7 +46,20 @@ from .scan_tasks import (
     time_steps,
     until_restart,
 )
-from .simd import F16, F32, LANES, MASKS, atomic_next, fresh_float_mode, load, mul, restore_float_mode, store
+from .simd import (
+    F16,
+    F32,
+    LANES,
+    MASKS,
+    atomic_next,
+    fresh_float_mode,
+    load,
+    mul,
+    restore_float_mode,
+    splat,
+    store,
+    transpose,
+)
 from .threads import Entry, reader
 
 __all__ = ["ForwardJob", "forward", "forward_with_states"]
@@ -54,6 +76,8 @@ class ForwardJob(NamedTuple):
     y: Rows
     checkpoints: int
     states: int  # (B, L, K, D, N), like the gradient below: only of the entries "with_states"
+    dt_weight: int  # (K, D, R), or 0; with it `delta` is (B, L, K, R)
+    rank: int  # R, or 0
 
 
 @compiled
@@ -68,7 +92,22 @@ def _inputs_and_skip(x, dt, y, skip, steps):
 
 
 @compiled
-def _forward_task(p, job, states, scratch, positions, following, b, block, k, first, piece):
+def _turn(rows, pitch, target, columns):
+    """A tile's rows of floats to columns, of CHUNK floats each."""
+    for t in range(0, CHUNK, LANES):
+        for r in range(0, columns, LANES):
+            transpose(rows + t * pitch + 4 * r, pitch, target + 4 * (r * CHUNK + t), 4 * CHUNK, splat(np.float32(1.0)))
+
+
+@compiled
+def _project(low, weight, rank, target, pitch, steps):
+    """delta of one vector of channels: W times what `_turn` left of the steps, and of some beyond."""
+    for t in range(0, steps, TOGETHER):
+        project_steps(TOGETHER, low + 4 * t, 4 * CHUNK, weight, rank, target + t * pitch, pitch)
+
+
+@compiled
+def _forward_task(p, job, states, scratch, positions, following, own, b, block, k, first, piece):
     """One route, or piece of a route, of one block of channels; `states` is an address or None."""
     width, N, T = p.width, p.states, p.steps
     channel = block * width * LANES
@@ -87,12 +126,20 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
     skip = bias + row
     kept = skip + row + PAD
     small = kept + 4 * CHUNK * LANES_BYTES + PAD
+    rank, n_ranks = job.rank, (job.rank + LANES - 1) // LANES
+    raw = small + STEPS * row
+    low_rows = raw + STEPS * row + PAD
+    low = low_rows + CHUNK * n_ranks * LANES_BYTES + PAD
+    weights = low + (CHUNK * n_ranks + 1) * LANES_BYTES + PAD
 
     parameter = (k * p.channels + channel) * 4
     parameter_row(bias, p.bias + parameter if p.bias else 0, channels, width)
     parameter_row(skip, p.D + parameter if p.D else 0, channels, width)
     for v in range(width):
-        to_columns(a + v * N * LANES_BYTES, p.A + (parameter + v * LANES_BYTES) * N, channels - v * LANES, N, LOG2E)
+        left, column = channels - v * LANES, v * LANES_BYTES
+        to_columns(a + N * column, p.A + (parameter + column) * N, left, N, LOG2E)
+        if rank:
+            to_columns(weights + rank * column, job.dt_weight + (parameter + column) * rank, left, rank, 1.0)
     zero(h, N * width)
     its_start = ((piece * p.batch + b) * p.routes * p.channels + k * p.channels + channel) * N * 4
     if p.starts:
@@ -106,7 +153,7 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
     plain = seen == T and p.softplus and states is None and kind != F16
     floats = kind == F32 and job.y.kind == F32
     single = plain and floats and N == 1 and channels == width * LANES and job.B.kind == F32 and job.C.kind == F32
-    u_at, delta_at = address(job.u, b, k, channel), address(job.delta, b, k, channel)
+    u_at, delta_at = address(job.u, b, k, channel), address(job.delta, b, k, 0 if rank else channel)
     b_at, c_at = address(job.B, b, k, 0), address(job.C, b, k, 0)
     here, there = positions.ctypes.data, following.ctypes.data
     if first and not complete and p.pieces == 1:  # else it is zero
@@ -126,21 +173,31 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
         ahead = AHEAD if single else CHUNK
         coming = following[: max(min(T - start - ahead, CHUNK), 0)]
         steps_of(coming, order, p.order_t, start + ahead, len(coming))
+        if rank:
+            gather(low_rows, n_ranks, delta_at, job.delta.l, job.delta.kind, positions, steps, rank, coming)
+            _turn(low_rows, n_ranks * LANES_BYTES, low, rank)
         if single:
             t = 0
             while t < steps:  # up to the next restart of the state
                 count = min(until_restart(p, start + t, start + steps), STEPS)
                 if restarts(p, start + t):
                     zero(h, width)
+                if rank:
+                    delta_v, delta_l, delta_here, delta_there = raw, row, own, own
+                    for v in range(width):
+                        column = v * LANES_BYTES
+                        _project(low + 4 * t, weights + rank * column, rank, raw + column, row, count)
+                else:
+                    delta_v, delta_l, delta_here, delta_there = delta_at, job.delta.l, here + 8 * t, there + 8 * t
                 if first:
                     scan_rows(
-                        width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a,
-                        h, small, small + STEPS * row, here + 8 * t, there + 8 * t, count,
+                        width, u_at, job.u.l, delta_v, delta_l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a, h,
+                        small, raw, here + 8 * t, there + 8 * t, delta_here, delta_there, count,
                     )  # fmt: skip
                 else:
                     scan_rows_adding(
-                        width, u_at, job.u.l, delta_at, job.delta.l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a,
-                        h, small, small + STEPS * row, here + 8 * t, there + 8 * t, count,
+                        width, u_at, job.u.l, delta_v, delta_l, y_at, job.y.l, b_at, job.B.l, c_at, job.C.l, bias, skip, a, h,
+                        small, raw, here + 8 * t, there + 8 * t, delta_here, delta_there, count,
                     )  # fmt: skip
                 t += count
         else:
@@ -152,15 +209,21 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
                 break
             whole = plain and (MASKS or left >= LANES)
             direct = whole and job.y.kind == F32 and N % 8 == 0  # the last states' loop writes y to its rows
-            u_v, delta_v = u_at + v * LANES * job.u.size, delta_at + v * LANES * job.delta.size
-            y_v = y_at + v * LANES * job.y.size
+            u_v, y_v = u_at + v * LANES * job.u.size, y_at + v * LANES * job.y.size
+            if rank:  # delta comes to lie at dt
+                _project(low, weights + rank * column, rank, dt, LANES_BYTES, steps)
+                delta_v, delta_l, delta_here, ask_v, ask_l = dt, LANES_BYTES, own, u_v, job.u.l
+            else:
+                delta_v, delta_l, delta_here = delta_at + v * LANES * job.delta.size, job.delta.l, here
+                ask_v, ask_l = delta_v, delta_l
             if whole:
                 enter_rows(
-                    kind, left, u_v, job.u.l, delta_v, job.delta.l, bias + column, skip + column, x, dt, y, here, steps
-                )
+                    kind, left, u_v, job.u.l, delta_v, delta_l, bias + column, skip + column, x, dt, y, here, delta_here, steps,
+                )  # fmt: skip
             else:
                 gather(x, 1, u_v, job.u.l, job.u.kind, positions, steps, left, coming)
-                gather(dt, 1, delta_v, job.delta.l, job.delta.kind, positions, steps, left, coming)
+                if not rank:
+                    gather(dt, 1, delta_v, delta_l, job.delta.kind, positions, steps, left, coming)
                 time_steps(dt, bias + column, steps, p.softplus)
                 _inputs_and_skip(x, dt, y, skip + column, steps)
             t = 0
@@ -179,12 +242,12 @@ def _forward_task(p, job, states, scratch, positions, following, b, block, k, fi
                             size = 8
                             scan_forward_rows(
                                 8, dtt, xt, yt, bn, cn, pitch, an, hn, left, y_v, job.y.l, here + 8 * t, 0 if first else 1, u_v,
-                                job.u.l, delta_v, job.delta.l, there + 8 * t, count,
+                                job.u.l, ask_v, ask_l, there + 8 * t, count,
                             )  # fmt: skip
                         else:
                             size = 8 if N - n >= 8 else 4 if N - n >= 4 else 2 if N - n >= 2 else 1
-                            scan_forward(size, dtt, xt, yt, bn, cn, pitch, an, hn, u_v, job.u.l, delta_v, job.delta.l, y_v,
-                                         job.y.l, there + 8 * t, count)  # fmt: skip
+                            scan_forward(size, dtt, xt, yt, bn, cn, pitch, an, hn, u_v, job.u.l, ask_v, ask_l, y_v, job.y.l,
+                                         there + 8 * t, count)  # fmt: skip
                     else:
                         size = 4 if N - n >= 4 else 1
                         scan_forward_keep(size, dtt, xt, yt, bn, cn, pitch, an, hn, kept, count)
@@ -210,10 +273,11 @@ def _forward(job, states):
     p = job.problem
     row = p.width * LANES_BYTES
     pitch = (p.states + LANES - 1) // LANES * LANES_BYTES
-    size = (2 * pitch + 7 * LANES_BYTES) * CHUNK + (2 * p.states + 2 + 2 * STEPS) * row + 10 * PAD
+    low = (job.rank + LANES - 1) // LANES * LANES_BYTES
+    size = (2 * pitch + 2 * low + 7 * LANES_BYTES) * CHUNK + (2 * p.states + job.rank + 2 + 2 * STEPS) * row + 14 * PAD
     memory = np.empty(size + 64, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64
-    positions, following = np.zeros(CHUNK, np.int64), np.zeros(CHUNK, np.int64)
+    positions, following, own = np.zeros(CHUNK, np.int64), np.zeros(CHUNK, np.int64), np.arange(CHUNK)
     total = task_count(p)
     task = atomic_next(p.counter)
     while task < total:
@@ -224,10 +288,12 @@ def _forward(job, states):
             if p.opening and piece > 0:
                 opening_task(p, job.u, job.delta, job.B, scratch, positions, following, b, block, k, piece, False)
             else:
-                _forward_task(p, job, states, scratch, positions, following, b, block, k, k == first, piece)
+                _forward_task(
+                    p, job, states, scratch, positions, following, own.ctypes.data, b, block, k, k == first, piece
+                )
         task = atomic_next(p.counter)
     restore_float_mode(mode)
-    memory[0] = 0  # numba frees an array after its last use: this is it
+    memory[0], own[0] = 0, 0  # numba frees an array after its last use: this is it
 
 
 _read_forward = reader(ForwardJob)
