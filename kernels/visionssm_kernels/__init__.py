@@ -9,7 +9,7 @@ Usable alone: imports torch, numba and triton, never `visionssm`.
 from .backends import backends, use_backend, warmup
 from .bidirectional import locally_bidirectional_scan
 from .fused import instance_norm, norm_gate
-from .linear import linear
+from .linear import linear, linear_routes
 from .memory import keep_memory
 from .noncausal import noncausal_ssd
 from .ops import route_conv, routed_scan, selective_scan
@@ -23,6 +23,7 @@ __all__ = [
     "instance_norm",
     "keep_memory",
     "linear",
+    "linear_routes",
     "locally_bidirectional_scan",
     "noncausal_ssd",
     "norm_gate",

@@ -27,6 +27,18 @@ def test_linear(shape, bias):
     assert got.is_contiguous()
 
 
+@pytest.mark.parametrize("length", [0, 7, 200])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_layer_per_route(length, shared):
+    weight = torch.randn(3, 33, 24)
+    x = torch.randn(2, length, 1, 24).expand(-1, -1, 3, -1) if shared else torch.randn(2, length, 3, 24)
+    wanted = torch.einsum("blkc,kdc->blkd", x.double(), weight.double())
+    torch.testing.assert_close(vk.linear_routes(x, weight).double(), wanted, **TOLERANCES[torch.float32])
+    trained = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(vk.linear_routes(trained, weight).sum(), trained)
+    torch.testing.assert_close(grad, weight.sum(1).expand_as(x), **TOLERANCES[torch.float32])
+
+
 @pytest.mark.parametrize("rows", [3, 200])
 def test_gelu(rows):
     x, weight, bias = torch.randn(rows, 24), torch.randn(33, 24), torch.randn(33)

@@ -1,4 +1,4 @@
-"""Where mixers leave dt's projection to the scan: in half-precision inference on CUDA devices, with the same result."""
+"""Where mixers leave dt's projection to the scan: in inference, in half precision on GPUs, float32 on CPUs; the same result."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tolerances import TOLERANCES
-from visionssm.mixers import AttentiveScan, ImageScan, SequenceScan, attentive, core, functional, sequence_scan
+from visionssm.mixers import (
+    AttentiveScan,
+    DirectionScan,
+    ImageScan,
+    SequenceScan,
+    StateFusion,
+    attentive,
+    core,
+    direction_scan,
+    functional,
+    sequence_scan,
+    state_fusion,
+)
 from visionssm.mixers.functional import projects_in_scan
 from visionssm.mixers.schedule import layer_scans
 from visionssm.scans import create_scan
-from visionssm_kernels import routed_scan
+from visionssm_kernels import routed_scan, use_backend
 
 RANK = 3
 
@@ -55,7 +68,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it, and every scan that may project does."""
 
     def set_it() -> None:
-        for module in (attentive, core, sequence_scan):
+        for module in (attentive, core, direction_scan, sequence_scan, state_fusion):
             monkeypatch.setattr(module, "projects_in_scan", lambda *given: True)
 
     return set_it
@@ -71,18 +84,44 @@ def attentive_mixer_along_routes() -> tuple[nn.Module, Tensor]:
     return sorting_mixer("cross")
 
 
-@pytest.mark.parametrize("make", [image_mixer, sequence_mixer, sorting_mixer, attentive_mixer_along_routes])
+def direction_mixer() -> tuple[nn.Module, Tensor]:
+    mixer = DirectionScan(12, scan=create_scan("continuous"), d_inner=24, d_state=2, dt_rank=RANK)
+    return mixer.eval(), torch.randn(2, 3, 5, 12)
+
+
+def fusion_mixer() -> tuple[nn.Module, Tensor]:
+    return StateFusion(12, scan=create_scan("raster"), d_inner=24, dt_rank=RANK).eval(), torch.randn(2, 3, 5, 12)
+
+
+MIXERS = [image_mixer, sequence_mixer, sorting_mixer, attentive_mixer_along_routes, direction_mixer, fusion_mixer]
+
+
+@pytest.mark.parametrize("make", MIXERS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_scan_that_projects_gives_the_same(
     make: Callable[[], tuple[nn.Module, Tensor]], compiled: bool, always: Callable[[], None], widths: list[int]
 ) -> None:
     mixer, x = make()
     wanted = mixer(x)
-    assert widths == [24]  # on a CPU the product comes first
+    assert widths == [24]  # with gradients the product comes first
     always()
     run = torch.compile(mixer, fullgraph=True, backend="aot_eager") if compiled else mixer
     torch.testing.assert_close(run(x), wanted, **TOLERANCES[torch.float32])
     assert compiled or widths == [24, RANK]
+
+
+@pytest.mark.parametrize("make", MIXERS)
+def test_inference_on_a_cpu_makes_no_delta(make: Callable[[], tuple[nn.Module, Tensor]], widths: list[int]) -> None:
+    mixer, x = make()
+    wanted = mixer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x), wanted, **TOLERANCES[torch.float32])
+        with use_backend("chunked"):
+            mixer(x)
+        with FlopCounterMode(display=False):
+            mixer(x)
+        mixer.double()(x.double())
+    assert widths == [24, RANK, 24, 24, 24]
 
 
 @pytest.mark.parametrize("options", [{"local_scan": 2}, {"low_rank": 1}, {"scan": "slices"}], ids=str)
@@ -93,7 +132,7 @@ def test_scans_that_need_delta_itself_get_it(options: dict[str, object], always:
     assert torch.equal(mixer(x), wanted)
 
 
-def test_only_half_precision_inference_of_the_triton_kernels_projects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_only_half_precision_inference_of_the_triton_kernels_projects(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*, device: str = "cuda", dtype: torch.dtype = torch.bfloat16, rank: int = 48) -> bool:
         with FakeTensorMode():
             u = torch.empty(1, 4, 1, 8, device=device, dtype=dtype)

@@ -19,7 +19,7 @@ from torch._guards import detect_fake_mode
 from visionssm.layers import Linear, init_A_log
 from visionssm.scans import RouteTable, ScanOrder, route_table
 
-from .functional import decay_rate, gated, segment_of, take_routes
+from .functional import decay_rate, gated, projects_in_scan, segment_of, take_routes
 from .paths import Paths, scan_shared
 
 __all__ = ["DirectionScan", "arrivals", "visits"]
@@ -193,10 +193,14 @@ class DirectionScan(nn.Module):
         dt_low, B_BLKN, C_BLKN = proj_BLKP.split(self.dims, -1)
         if prompt_BLN is not None:
             C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
+        inside = False
+        if not torch.jit.is_scripting():
+            inside = pieces is None and self.groups == 1 and self.segment < 0
+            inside = inside and projects_in_scan(u_BLKD, dt_low, self.dims[1])
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
         y = scan_shared(
             u_BLKD,
-            self.dt_proj(dt_low),
+            dt_low if inside else self.dt_proj(dt_low),
             decay_rate(self.A_log),
             B_BLKN + F.embedding(move_KL.transpose(-1, -2), self.direction_B),
             C_BLKN.expand(-1, -1, self.routes, -1),
@@ -207,6 +211,7 @@ class DirectionScan(nn.Module):
             self.routes,
             self.groups,
             self.segment,
+            self.dt_proj.weight if inside else None,
         )
         return y.view_as(x_BSD)
 

@@ -10,8 +10,8 @@ from timm.models._features_fx import register_notrace_function
 from torch import Tensor
 from torch.fx import Proxy
 
-from visionssm_kernels import fuse_states, locally_bidirectional_scan, norm_gate, route_conv, routed_scan
-from visionssm_kernels.backends import projects, resolve
+from visionssm_kernels import fuse_states, linear_routes, locally_bidirectional_scan, norm_gate, route_conv, routed_scan
+from visionssm_kernels.backends import is_plain_inference, projects, resolve
 from visionssm_kernels.bidirectional import add_inputs, backward_routes
 
 __all__ = [
@@ -102,22 +102,23 @@ def scan_routes(
 def projects_in_scan(u_BLKD: Tensor, dt_low: Tensor, d_state: int) -> bool:
     """Whether a scan is better given the R numbers from which dt is projected, and dt's weight, than delta itself.
 
-    In half-precision inference by the Triton kernels, which multiply as they scan: delta, K feature maps to be written and read
-    again, is never made. In float32 their tensor cores need three passes, which takes what that saves; CPUs are faster with one
-    product ahead of the scan; with gradients the backward would make delta again. Graphs that other machines may run (FX,
-    torch.export, TorchScript) hold the product.
+    In inference, in half precision by the Triton kernels and in float32 by those for CPUs, which multiply as they scan: delta, K
+    feature maps to be written and read again, is never made. On GPUs float32 takes three passes of the tensor cores, which cost
+    what that saves; with gradients the backward would make delta again. Graphs that other machines may run (FX, torch.export,
+    TorchScript) hold the product, and so does what watches torch's operations on CPUs (`is_plain_inference`).
 
     Args:
         u_BLKD: (B, L, 1 or K, D), what is scanned.
         dt_low: (B, L, K, R).
         d_state: N.
     """
-    if isinstance(u_BLKD, Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if isinstance(u_BLKD, Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.is_grad_enabled():
         return False
-    half = dt_low.dtype == torch.bfloat16 or dt_low.dtype == torch.float16
-    if not u_BLKD.is_cuda or not half or torch.is_grad_enabled():
-        return False
-    return projects(resolve("auto", str(u_BLKD.device), u_BLKD.dtype, d_state), dt_low.shape[-1])
+    if u_BLKD.is_cuda:
+        suited = dt_low.dtype == torch.bfloat16 or dt_low.dtype == torch.float16
+    else:
+        suited = u_BLKD.dtype == dt_low.dtype == torch.float32 and is_plain_inference(u_BLKD, dt_low)
+    return suited and projects(resolve("auto", str(u_BLKD.device), u_BLKD.dtype, d_state), dt_low.shape[-1])
 
 
 def segment_of(local_scan: int | None) -> int:
@@ -179,8 +180,11 @@ def join_groups(y_BLKD: Tensor, groups: int) -> Tensor:
     return y_BLKD.unflatten(2, (groups, -1)).sum(3).flatten(2)
 
 
+@register_notrace_function  # its branch depends on modes and sizes, which FX does not know
 def project_routes(x_BLKD: Tensor, weight_KCD: Tensor) -> Tensor:
     """A linear layer per route, read and written where the tokens lie: (B, L, K, D) -> (B, L, K, C)."""
+    if not torch.jit.is_scripting():
+        return linear_routes(x_BLKD, weight_KCD)
     x_KTD = x_BLKD.flatten(0, 1).transpose(0, 1)
     return torch.bmm(x_KTD, weight_KCD.transpose(1, 2)).transpose(0, 1).unflatten(0, x_BLKD.shape[:2])
 

@@ -169,11 +169,12 @@ def scan_shared(
     routes: int,
     groups: int,
     segment: int = -1,
+    dt_weight_DR: Optional[Tensor] = None,  # noqa: UP045
 ) -> Tensor:
     """The sum of routes that share one set of parameters; with groups, each route over the channels of its group.
 
     Args:
-        u_BLKD, delta_BLKD: (B, L, 1 or K, D).
+        u_BLKD, delta_BLKD: (B, L, 1 or K, D); with a weight, delta is (B, L, 1 or K, R).
         A_DN: (D, N).
         B_BLKN, C_BLKN: (B, L, K, N).
         D_D, bias_D: (D,).
@@ -182,6 +183,7 @@ def scan_shared(
         routes: K.
         groups: number of channel groups.
         segment: see `scan_routes`.
+        dt_weight_DR: (D, R), if the scan projects dt (`projects_in_scan`): without pieces, groups and segments only.
 
     Returns:
         (B, L, D).
@@ -200,5 +202,6 @@ def scan_shared(
     if pieces is not None:
         y = scan_pieces(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, pieces, merge, segment)
     else:
-        y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, merge, segment)
+        weight_KDR = None if dt_weight_DR is None else dt_weight_DR.expand(routes, -1, -1)
+        y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, order_KT, merge, segment, weight_KDR)
     return join_groups(y, groups) if groups > 1 else y

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from visionssm.layers import Linear, init_dt, project
 from visionssm.scans import ScanOrder
 
-from .functional import decay_rate, fuse_dilated, gated_norm
+from .functional import decay_rate, fuse_dilated, gated_norm, projects_in_scan
 from .paths import Paths, scan_shared
 
 __all__ = ["FuseStates", "StateFusion"]
@@ -107,11 +107,14 @@ class StateFusion(nn.Module):
         if prompt_BLN is not None:
             C_BL1 = C_BL1 + prompt_BLN
         B_BLKN = B_BLK1.expand(-1, -1, self.routes, -1)
+        inside = False
+        if not torch.jit.is_scripting():
+            inside = pieces is None and self.groups == 1 and projects_in_scan(u_BLKD, dt_low, 1)
         # With one value per state, C = 1 and no D, the scan's output is the state itself. A and the bias are parameters in
         # float32 and stay so under autocast; the kernel's state is float32 too.
         h_BLD = scan_shared(
             u_BLKD,
-            F.linear(dt_low, self.dt_proj),
+            dt_low if inside else F.linear(dt_low, self.dt_proj),
             decay_rate(self.A_log),
             B_BLKN,
             torch.ones_like(B_BLKN),
@@ -121,6 +124,7 @@ class StateFusion(nn.Module):
             pieces,
             self.routes,
             self.groups,
+            dt_weight_DR=self.dt_proj if inside else None,
         )
         h_BHWD = self.fusion(h_BLD.view_as(x_BHWD))
         return h_BHWD * C_BL1.unflatten(1, x_BHWD.shape[1:3]) + x_BHWD * self.D
