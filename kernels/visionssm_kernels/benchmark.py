@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backends, keep_memory, routed_scan
+from . import backends, keep_memory, linear_routes, routed_scan
+from .backends import projects
 from .loop import scan_routes
 
 __all__ = ["SHAPES", "Shape", "Timing", "main", "run"]
@@ -305,6 +306,31 @@ def _time_shape(
         if "exp_per_s" in facts:
             row.of_exponentials = shape.exponentials / times.forward / float(str(facts["exp_per_s"]))
         rows.append(row)
+        if projects(backend, shape.rank):
+            rows += _time_projection(name, shape, backend, inputs, order, repeats, base)
+    return rows
+
+
+def _time_projection(
+    name: str, shape: Shape, backend: str, inputs: Sequence[Tensor], order: Tensor, repeats: int, base: _Times
+) -> list[Timing]:
+    """Forwards of a model's inference, whose delta is a product: made ahead of the scan, and by the scan."""
+    u, _, A, B, C, D, bias = (x.detach() for x in inputs)
+    low = torch.randn(shape.batch, shape.positions, shape.routes, shape.rank).to(u)
+    weight = torch.randn(shape.routes, shape.channels, shape.rank).to(u) * 0.1
+
+    def ahead() -> Tensor:
+        return routed_scan(u, linear_routes(low, weight), A, B, C, D, bias, order=order, backend=backend)
+
+    def inside() -> Tensor:
+        return routed_scan(u, low, A, B, C, D, bias, order=order, dt_weight=weight, backend=backend)
+
+    rows = []
+    for function in (ahead, inside):
+        with torch.no_grad():
+            times = _Times(_median_seconds(function, u.device, repeats))
+        label = str(u.dtype).removeprefix("torch.")
+        rows.append(_timing(name, f"{backend}, dt {function.__name__}", label, times, base))
     return rows
 
 
@@ -365,7 +391,7 @@ def run(shapes: dict[str, Shape], *, device: str = "cpu", dtype: torch.dtype = t
 
 
 _HEADER = (
-    f"{'shape':<10}{'implementation':<16}{'fwd ms':>10}{'fwd+bwd ms':>12}{'fwd x loop':>12}{'both x loop':>12}"
+    f"{'shape':<10}{'implementation':<18}{'fwd ms':>10}{'fwd+bwd ms':>12}{'fwd x loop':>12}{'both x loop':>12}"
     f"{'bwd / fwd':>10}{'of copy':>9}{'of exp':>8}{'peak MB':>9}"
 )
 
@@ -384,7 +410,7 @@ def _line(row: Timing) -> str:
         return f"{'-' if value is None else format(value * scale, form):>{width}}"
 
     return (
-        f"{row.shape:<10}{row.backend:<16}{cell(row.forward_s, 10, '.2f', 1e3)}{cell(row.both_s, 12, '.2f', 1e3)}"
+        f"{row.shape:<10}{row.backend:<18}{cell(row.forward_s, 10, '.2f', 1e3)}{cell(row.both_s, 12, '.2f', 1e3)}"
         f"{cell(row.forward_ratio, 12, '.1f')}{cell(row.both_ratio, 12, '.1f')}{cell(row.backward_ratio, 10, '.2f')}"
         f"{cell(row.of_bandwidth, 9, '.0%')}"
         f"{cell(row.of_exponentials, 8, '.0%')}{cell(row.peak_bytes, 9, '.0f', 1e-6)}  {row.note}"

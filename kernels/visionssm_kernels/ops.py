@@ -87,10 +87,10 @@ def routed_scan(
             it. 0 for never.
         phase: see `segment`; not negative.
         dt_weight: (K, D, R), or None. With it the step sizes are delta_t W^T, one product per route, added up in float32; the
-            weight is rounded to delta's dtype where that is half precision, as autocast does. On GPUs (R up to 64) the scan
-            multiplies as it goes and no (B, L, K, D) is made in the forward; elsewhere the product comes first. The backward on
-            GPUs makes it again: the gradients of both factors are products with delta's own gradient, which is as large, and
-            these are BLAS's, the same bits every time, where blocks of channels would have to add theirs up by atomics.
+            weight is rounded to delta's dtype where that is half precision, as autocast does. On GPUs, and on CPUs in float32 (R
+            up to 64), the scan multiplies as it goes and no (B, L, K, D) is made in the forward; elsewhere the product comes
+            first. The backward makes it again: the gradients of both factors are products with delta's own gradient, as large as
+            it, and are BLAS's, the same bits every time, where blocks of channels would have to add theirs up by atomics.
         backend: "auto" or a name of `backends()`.
 
     Returns:

@@ -15,12 +15,12 @@ it, plus what the piece leaves from zero. A second pass computes the other piece
 
 Legend: B batch, L image positions, D channels, N state, K routes, T steps of a route.
 Layout: tensors as `ops.py` has them, channels last; scratch holds a vector of channels per step or state, one after the other.
-Cost per step and vector of channels, with AVX-512: 26 operations for softplus and all that is once per step, 13 per state. 8
-of these multiply, of the 9 of its exponential 4. Two multiplications and two additions can start in a cycle, scaling by a power
-of two counts as two, and of chains like these a processor starts about three operations a cycle: exponentials alone would take
-64% of the time of 16 states. The gradient does the same again, and 8 multiplications and 6 operations of sums over lanes per
-state. Memory: delta's rows once, those of u and y once per route (from a cache, where an image fits), 4 N bytes per channel and
-chunk for the gradient.
+Cost per step and vector of channels, with AVX-512: 26 operations for softplus and all that is once per step, R where dt is
+projected here, 13 per state. 8 of these multiply, of the 9 of its exponential 4. Two multiplications and two additions can start
+in a cycle, scaling by a power of two counts as two, and of chains like these a processor starts about three operations a cycle:
+exponentials alone would take 64% of the time of 16 states. The gradient does the same again, and 8 multiplications and 6
+operations of sums over lanes per state. Memory: delta's rows once, those of u and y once per route (from a cache, where an image
+fits), 4 N bytes per channel and chunk for the gradient.
 """
 
 from __future__ import annotations
