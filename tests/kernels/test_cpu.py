@@ -335,6 +335,36 @@ def test_pieces_of_a_route_side_by_side(threads, monkeypatch, K, D, N, order):
         check_scan(tensors, table, merge=merge)
 
 
+@pytest.mark.parametrize("order", ["none", "shared", "subset", "padded", "per image"])
+@pytest.mark.parametrize(("D", "N"), [(37, 1), (96, 1), (40, 16), (96, 3)])
+@pytest.mark.parametrize("rank", [1, 16, 24, 64])
+def test_dt_projected_by_the_scan(threads, monkeypatch, D, N, rank, order):
+    threads(1)
+    (u, _, *rest), table = make_scan(2, 3, 1, D, N, 45, order=order)
+    low, weight = torch.randn(2, 45, 3, rank + 2)[..., 1:-1], torch.randn(3, D, rank) / rank
+    delta = torch.einsum("blkr,kdr->blkd", low, weight)
+    for segment, phase in ((0, 0), (7, 3)):
+        options = (table, True, "sum", True, False, segment, phase)
+        with monkeypatch.context() as alone:
+            alone.setattr(cpu, "project", None)  # the kernel does it
+            got = cpu.routed_scan_forward(u, low, *rest, *options, weight)
+        for one, right in zip(got, cpu.routed_scan_forward(u, delta, *rest, *options), strict=True):
+            assert relative_error(one, right.double()) < FORWARD_ERROR
+
+
+def test_pieces_of_a_route_whose_dt_is_projected(threads, monkeypatch):
+    threads(7)
+    monkeypatch.setattr(cpu, "_PIECE_WORK", 1)
+    (u, _, *rest), table = make_scan(1, 1, 1, 16, 4, 150)
+    low, weight = torch.randn(1, 150, 1, 3), torch.randn(1, 16, 3)
+    got = cpu.routed_scan_forward(u, low, *rest, table, True, "sum", False, False, dt_weight=weight)[0]
+    delta = torch.einsum("blkr,kdr->blkd", low, weight)
+    assert (
+        relative_error(got, cpu.routed_scan_forward(u, delta, *rest, table, True, "sum", False, False)[0].double())
+        < FORWARD_ERROR
+    )
+
+
 @pytest.mark.parametrize("openmp", [True, False])
 @pytest.mark.parametrize("count", [2, 7])
 def test_the_number_of_threads_changes_nothing(threads, monkeypatch, count, openmp):
