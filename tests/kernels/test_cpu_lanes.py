@@ -22,7 +22,8 @@ PROCESSORS = {  # lanes, LLVM's name, features
 }
 # Every number of states that needs groups of its own, all dtypes, states, whole rows and parts of registers.
 CASES = (
-    "any_length or any_channel or half_precision or states or extreme or not_finite or conv or threads or cannot_run"
+    "any_length or any_channel or half_precision or states or extreme or not_finite or conv or threads or cannot_run "
+    "or projected"
 )
 RUN = """
 import sys, pytest
