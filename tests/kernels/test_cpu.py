@@ -306,9 +306,11 @@ def test_whole_vectors_from_rows_to_rows(vectors, K, N):
     check_scan(tensors, order)
 
 
-@pytest.mark.parametrize("vectors", [8, 12, 23, 24, 25])
+@pytest.mark.parametrize("vectors", [8, 12, 23, 24, 47])
 def test_wide_tasks_of_several_states(vectors):
     tensors, order = make_scan(64, 1, 1, vectors * cpu.LANES - 3, 3, 5)
+    for fixed in (True, False):
+        assert cpu._plan_scan(64, 5, tensors[2], adding=False, whole=True, fixed=fixed).width > max(cpu.WIDTHS)
     check_scan(tensors, order)
     check_scan(tensors, order, with_states=True)
 

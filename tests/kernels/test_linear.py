@@ -59,6 +59,19 @@ def test_only_plain_inference_of_many_rows_goes_to_onednn(monkeypatch):
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))  # with gradients it is torch's
 
 
+def test_a_layer_per_route_goes_to_onednn_as_one_does(monkeypatch):
+    found = []
+    monkeypatch.setattr(
+        module, "_onednn", lambda: lambda x, weight, *rest: (found.append(x.shape), F.linear(x, weight))[1]
+    )
+    x, weight = torch.randn(1, 49, 3, 32), torch.randn(3, 8, 32)
+    vk.linear_routes(x, weight)
+    assert found == [(1, 49, 32)] * 3
+    vk.linear_routes(x[:, :47], weight)  # too few rows of each, though not of all together
+    vk.linear_routes(x, weight.requires_grad_())
+    assert len(found) == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_are_torchs(dtype):
     x, weight = torch.randn(60, 24, dtype=dtype), torch.randn(8, 24, dtype=dtype)

@@ -131,9 +131,7 @@ class AttentiveScan(nn.Module):
         prompt_BLN = self._prompts(soft_BLT, category_BL, invert(order_B1L)[:, 0])
         u_BL1D = h_BLD.unsqueeze(2)
         dt_low, B_BL1N, C_BL1N = project(u_BL1D, self.x_proj[0]).split(self.dims, -1)
-        inside = False
-        if not torch.jit.is_scripting():
-            inside = projects_in_scan(u_BL1D, dt_low, self.dims[1])
+        inside = projects_in_scan(u_BL1D, dt_low, self.dims[1])
         return scan_routes(
             u_BL1D,
             dt_low if inside else F.linear(dt_low, self.dt_proj[0]),
@@ -157,9 +155,7 @@ class AttentiveScan(nn.Module):
         C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
         if further_BLN is not None:
             C_BLKN = C_BLKN + further_BLN.unsqueeze(2)
-        inside = False
-        if not torch.jit.is_scripting():
-            inside = pieces is None and projects_in_scan(u_BLKD, dt_low, self.dims[1])
+        inside = pieces is None and projects_in_scan(u_BLKD, dt_low, self.dims[1])
         delta_BLKD = dt_low if inside else project_routes(dt_low, self.dt_proj)
         dt_weight = self.dt_proj if inside else None
         A_KDN, merge = decay_rate(self.A_log), "sum" if self.groups == 1 else "none"

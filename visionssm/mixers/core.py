@@ -157,10 +157,8 @@ class ScanCore(nn.Module):
             C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
         A_log, D, bias = self.A_log, self.D, self.dt_bias
         U_KNr, V_KNr = self.state_U, self.state_V
-        inside = False
-        if not torch.jit.is_scripting():
-            inside = U_KNr is None and pieces is None and self.kernel.segment < 0
-            inside = inside and projects_in_scan(u_BLKD, dt_low, self.dims[1])
+        inside = U_KNr is None and pieces is None and self.kernel.segment < 0
+        inside = inside and projects_in_scan(u_BLKD, dt_low, self.dims[1])
         delta_BLKD = dt_low if inside else project_routes(dt_low, self.dt_proj)
         dt_weight = self.dt_proj if inside else None
         if U_KNr is None or V_KNr is None:

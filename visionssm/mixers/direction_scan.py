@@ -193,10 +193,8 @@ class DirectionScan(nn.Module):
         dt_low, B_BLKN, C_BLKN = proj_BLKP.split(self.dims, -1)
         if prompt_BLN is not None:
             C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
-        inside = False
-        if not torch.jit.is_scripting():
-            inside = pieces is None and self.groups == 1 and self.segment < 0
-            inside = inside and projects_in_scan(u_BLKD, dt_low, self.dims[1])
+        inside = pieces is None and self.groups == 1 and self.segment < 0
+        inside = inside and projects_in_scan(u_BLKD, dt_low, self.dims[1])
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
         y = scan_shared(
             u_BLKD,

@@ -112,6 +112,13 @@ def projects_in_scan(u_BLKD: Tensor, dt_low: Tensor, d_state: int) -> bool:
         dt_low: (B, L, K, R).
         d_state: N.
     """
+    if not torch.jit.is_scripting():
+        return _projects_here(u_BLKD, dt_low, d_state)
+    else:
+        return False
+
+
+def _projects_here(u_BLKD: Tensor, dt_low: Tensor, d_state: int) -> bool:
     if isinstance(u_BLKD, Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.is_grad_enabled():
         return False
     if u_BLKD.is_cuda:

@@ -135,9 +135,7 @@ class SequenceScan(nn.Module):
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
         if prompt_BLN is not None:
             C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
-        inside = False
-        if not torch.jit.is_scripting():
-            inside = pieces is None and self.segment < 0 and projects_in_scan(u_BLKD, dt_low, self.dims[1])
+        inside = pieces is None and self.segment < 0 and projects_in_scan(u_BLKD, dt_low, self.dims[1])
         delta_BLKD = dt_low if inside else project_routes(dt_low, self.dt_proj)
         dt_weight = self.dt_proj if inside else None
         # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.

@@ -107,9 +107,7 @@ class StateFusion(nn.Module):
         if prompt_BLN is not None:
             C_BL1 = C_BL1 + prompt_BLN
         B_BLKN = B_BLK1.expand(-1, -1, self.routes, -1)
-        inside = False
-        if not torch.jit.is_scripting():
-            inside = pieces is None and self.groups == 1 and projects_in_scan(u_BLKD, dt_low, 1)
+        inside = pieces is None and self.groups == 1 and projects_in_scan(u_BLKD, dt_low, 1)
         # With one value per state, C = 1 and no D, the scan's output is the state itself. A and the bias are parameters in
         # float32 and stay so under autocast; the kernel's state is float32 too.
         h_BLD = scan_shared(

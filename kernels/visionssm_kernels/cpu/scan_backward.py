@@ -40,9 +40,12 @@ from .scan_tasks import (
     LOG2E,
     PAD,
     Problem,
+    channel_of,
+    checkpoint_of,
     chunks_of,
     opening_task,
     restarts,
+    route_of,
     task_count,
     task_of,
     time_steps,
@@ -161,13 +164,13 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         to_columns(a + column, source, left, N, 1.0)
         to_columns(a_log2 + column, source, left, N, LOG2E)
     zero(carry, N * width)
-    its_start = ((piece * p.batch + b) * p.routes * p.channels + k * p.channels + channel) * N * 4
+    number = channel_of(p, piece, b, k, channel)
     if p.starts:
-        to_columns(carry, p.starts + its_start, channels, N, 1.0)  # width is 1
+        to_columns(carry, p.starts + 4 * N * number, channels, N, 1.0)  # width is 1
     zero(da, N * width)
     zero(dbias, 2 * width)
 
-    order = p.order + b * p.order_b + k * p.order_k if p.order else 0
+    order = route_of(p, b, k)
     du_at, ddelta_at = address(job.du, b, k, channel), address(job.ddelta, b, k, channel)
     db_at, dc_at = address(job.dB, b, k, 0) + block * job.part, address(job.dC, b, k, 0) + block * job.part
     seen = visited(order, p.order_t, T)
@@ -177,8 +180,7 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         fill(ddelta_at, job.ddelta.l, job.ddelta.size, p.positions, channels)
         fill(db_at, job.dB.l, job.dB.size, p.positions, N)
         fill(dc_at, job.dC.l, job.dC.size, p.positions, N)
-    chunks = (T + CHUNK - 1) // CHUNK
-    checkpoint = job.checkpoints + ((b * p.routes + k) * chunks * p.channels + channel) * N * 4
+    checkpoint = checkpoint_of(p, job.checkpoints, b, k, channel)
     if grad_states is not None:
         states_row = p.routes * p.channels * N * 4
         states_at = grad_states + b * p.positions * states_row + parameter * N
@@ -330,14 +332,13 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
         scatter(dc_rows, n_vectors, dc_at, job.dC.l, job.dC.kind, positions, steps, N, False)
 
     if p.opening:
-        to_rows(carry, LANES_BYTES, p.ends + its_start, channels, N, N)
-    parameter += (piece * p.batch + b) * p.routes * p.channels * 4
+        to_rows(carry, LANES_BYTES, p.ends + 4 * N * number, channels, N, N)
     for v in range(width):
         left = channels - v * LANES
-        to_rows(da + v * N * LANES_BYTES, LANES_BYTES, job.dA + (parameter + v * LANES_BYTES) * N, left, N, N)
+        to_rows(da + v * N * LANES_BYTES, LANES_BYTES, job.dA + (4 * number + v * LANES_BYTES) * N, left, N, N)
         for scratch_at, target in ((dskip, job.dD), (dbias, job.dbias)):
             if target and left > 0:
-                store_f32_part(load(scratch_at + v * LANES_BYTES), target + parameter + v * LANES_BYTES, left)
+                store_f32_part(load(scratch_at + v * LANES_BYTES), target + 4 * number + v * LANES_BYTES, left)
 
 
 @compiled

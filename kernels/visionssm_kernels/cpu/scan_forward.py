@@ -38,9 +38,12 @@ from .scan_tasks import (
     LOG2E,
     PAD,
     Problem,
+    channel_of,
+    checkpoint_of,
     chunks_of,
     opening_task,
     restarts,
+    route_of,
     task_count,
     task_of,
     time_steps,
@@ -141,11 +144,11 @@ def _forward_task(p, job, states, scratch, positions, following, own, b, block, 
         if rank:
             to_columns(weights + rank * column, job.dt_weight + (parameter + column) * rank, left, rank, 1.0)
     zero(h, N * width)
-    its_start = ((piece * p.batch + b) * p.routes * p.channels + k * p.channels + channel) * N * 4
+    number = channel_of(p, piece, b, k, channel)
     if p.starts:
-        to_columns(h, p.starts + its_start, channels, N, 1.0)  # width is 1
+        to_columns(h, p.starts + 4 * N * number, channels, N, 1.0)  # width is 1
 
-    order = p.order + b * p.order_b + k * p.order_k if p.order else 0
+    order = route_of(p, b, k)
     y_at = address(job.y, b, k, channel)
     seen = visited(order, p.order_t, T)
     complete = seen >= p.positions
@@ -163,8 +166,7 @@ def _forward_task(p, job, states, scratch, positions, following, own, b, block, 
         states_at = states + b * p.positions * states_row + parameter * N
         if not complete:
             fill(states_at, states_row, 4, p.positions, channels * N)
-    chunks = (T + CHUNK - 1) // CHUNK
-    checkpoint = job.checkpoints + ((b * p.routes + k) * chunks * p.channels + channel) * N * 4
+    checkpoint = checkpoint_of(p, job.checkpoints, b, k, channel)
 
     for chunk in range(*chunks_of(p, piece)):
         start = chunk * CHUNK
@@ -263,7 +265,7 @@ def _forward_task(p, job, states, scratch, positions, following, own, b, block, 
             target = checkpoint + (chunk * p.channels + v * LANES) * N * 4
             pack(h + v * N * LANES_BYTES, target, channels - v * LANES, N)
     if p.opening:
-        to_rows(h, LANES_BYTES, p.ends + its_start, channels, N, N)
+        to_rows(h, LANES_BYTES, p.ends + 4 * N * number, channels, N, N)
 
 
 @compiled
@@ -277,7 +279,8 @@ def _forward(job, states):
     size = (2 * pitch + 2 * low + 7 * LANES_BYTES) * CHUNK + (2 * p.states + job.rank + 2 + 2 * STEPS) * row + 14 * PAD
     memory = np.empty(size + 64, np.uint8)
     scratch = (memory.ctypes.data + 63) // 64 * 64
-    positions, following, own = np.zeros(CHUNK, np.int64), np.zeros(CHUNK, np.int64), np.arange(CHUNK)
+    positions, following = np.zeros(CHUNK, np.int64), np.zeros(CHUNK, np.int64)
+    own = np.arange(CHUNK)  # "positions" of rows in scratch
     total = task_count(p)
     task = atomic_next(p.counter)
     while task < total:

@@ -33,8 +33,8 @@ from .rows import LANES_BYTES, address, compiled, gather, parameter_row, steps_o
 from .simd import LANES, add, load, mul, softplus, store, store_f32_part, zeros
 
 __all__ = [
-    "AHEAD", "CHUNK", "LOG2E", "PAD", "Problem", "chunks_of", "opening_task", "restarts", "task_count", "task_of", "time_steps",
-    "until_restart",
+    "AHEAD", "CHUNK", "LOG2E", "PAD", "Problem", "channel_of", "checkpoint_of", "chunks_of", "opening_task", "restarts",
+    "route_of", "task_count", "task_of", "time_steps", "until_restart",
 ]  # fmt: skip
 
 CHUNK = 32
@@ -90,6 +90,25 @@ def task_of(p, task):
 
 
 @compiled
+def route_of(p, b, k):
+    """Address of a route's table, 0 if there is none."""
+    return p.order + b * p.order_b + k * p.order_k if p.order else 0
+
+
+@compiled
+def channel_of(p, piece, b, k, channel):
+    """The number of a channel among those of all pieces, images and routes: (pieces, B, K, D)."""
+    return ((piece * p.batch + b) * p.routes + k) * p.channels + channel
+
+
+@compiled
+def checkpoint_of(p, checkpoints, b, k, channel):
+    """Address of a channel's state after the first chunk of a route."""
+    chunks = (p.steps + CHUNK - 1) // CHUNK
+    return checkpoints + ((b * p.routes + k) * chunks * p.channels + channel) * p.states * 4
+
+
+@compiled
 def until_restart(p, t, end):
     """Steps from t to the next restart of the state or to `end`."""
     return min(end - t, p.segment - (t + p.phase) % p.segment) if p.segment else end - t
@@ -136,7 +155,7 @@ def opening_task(p, inputs, delta, weights, scratch, positions, following, b, bl
     parameter_row(bias, p.bias + parameter * 4 if p.bias else 0, channels, 1)
     to_columns(a, p.A + parameter * N * 4, channels, N, LOG2E)
     zero(h, N)
-    order = p.order + b * p.order_b + k * p.order_k if p.order else 0
+    order = route_of(p, b, k)
     x_at, delta_at, rows_at = address(inputs, b, k, channel), address(delta, b, k, channel), address(weights, b, k, 0)
     total = zeros()
     first, last = chunks_of(p, piece)
@@ -168,6 +187,6 @@ def opening_task(p, inputs, delta, weights, scratch, positions, following, b, bl
             else:
                 scan_end(size, dt, x, weights_n, pitch, an, hn, steps)
             n += size
-    target = (piece * p.batch + b) * p.routes * p.channels + parameter
+    target = channel_of(p, piece, b, k, channel)
     store_f32_part(total, p.sums + target * 4, channels)
     to_rows(h, LANES_BYTES, p.ends + target * N * 4, channels, N, N)

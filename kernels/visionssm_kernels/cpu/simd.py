@@ -104,7 +104,7 @@ _POWERS = tuple(2.0 ** (k / 16) for k in range(16))
 _EXP2_NEAR = (0.69314718, 0.24023355, 0.05550541)
 # (exp(r) - 1) / r for half that distance, error 5.3e-8 of exp(r). A decay near 1 needs more: here the value itself counts.
 _EXP_NEAR = (1.0000147, 0.49999997)
-# The bits of 2^(k / 32), less k where `power_bits` adds it.
+# The bits of 2^(k / 32), less the bits of k that `power_32nds` adds with the exponent.
 _POWER_BITS = tuple(_bits(2.0 ** (k / 32)) - (k << 18) for k in range(32))
 # log1p(u) / u on [-1/32, 1/30], relative error 3.8e-8, for 1 + u = (1 + e) / (1 + w) where w is about the fifteenth nearest to e
 # in [0, 1]: 1 / (1 + w) has few bits, so that u is rounded once.
@@ -218,8 +218,10 @@ class Emitter:
         z = z if factor is None else self.b.fmul(z, factor)
         if _AVX512:
             step, at = self.to_grid(z, 16)
+            value = self.near(self.look_up(_POWERS, at), _EXP2_NEAR, self.b.fsub(z, step))
             # -inf leaves NaN here, which scalef takes to 0 for a step of -inf, as it should
-            return self.power_near(_EXP2_NEAR, self.b.fsub(z, step), step, at)
+            every, mode = ir.Constant(ir.IntType(16), 0xFFFF), ir.Constant(_I32, 4)  # times 2 to the floor of step
+            return self.call("llvm.x86.avx512.mask.scalef.ps.512", _VEC, value, step, value, every, mode)
         z = self.select("<", self.constant(128.0), self.select(">", self.constant(-127.0), z))
         whole, power = self.nearest(z)
         return self.b.fmul(self.polynomial(_EXP2, self.b.fsub(z, whole)), power)
@@ -240,12 +242,9 @@ class Emitter:
         bits = self.call("llvm.x86.avx512.vpermi2var.d.512", _IVEC, low, at, high)
         return self.b.bitcast(self.b.add(bits, self.b.shl(at, self.constant(18, _IVEC))), _VEC)
 
-    def power_near(self, near: Sequence[float], rest: ir.Value, step: ir.Value, at: ir.Value) -> ir.Value:
-        """2^step, a multiple of 1/16 that is number `at`, times 1 + rest near(rest) (AVX-512)."""
-        power = self.look_up(_POWERS, at)
-        value = self.fma(power, self.b.fmul(self.polynomial(near, rest), rest), power)
-        every, mode = ir.Constant(ir.IntType(16), 0xFFFF), ir.Constant(_I32, 4)  # times 2 to the floor of step
-        return self.call("llvm.x86.avx512.mask.scalef.ps.512", _VEC, value, step, value, every, mode)
+    def near(self, power: ir.Value, change: Sequence[float], rest: ir.Value) -> ir.Value:
+        """A power of a table times 1 + rest change(rest)."""
+        return self.fma(power, self.b.fmul(self.polynomial(change, rest), rest), power)
 
     def nearest(self, z: ir.Value) -> tuple[ir.Value, ir.Value]:
         """n and 2^n, n the integer nearest to z, for z in [-127, 128]; 2^-127 is 0 and 2^128 inf."""
@@ -262,8 +261,7 @@ class Emitter:
             step, at = self.to_grid(minus, 32, self.constant(_LOG2E))
             rest = self.fma(step, self.constant(-_LN2_HIGH), minus)
             rest = self.fma(step, self.constant(-_LN2_LOW), rest)
-            power = self.power_32nds(at)
-            return self.fma(power, self.b.fmul(self.polynomial(_EXP_NEAR, rest), rest), power)
+            return self.near(self.power_32nds(at), _EXP_NEAR, rest)
         whole, power = self.nearest(self.b.fmul(minus, self.constant(_LOG2E)))
         rest = self.fma(whole, self.constant(-_LN2_HIGH), minus)
         return self.b.fmul(self.polynomial(_EXP, self.fma(whole, self.constant(-_LN2_LOW), rest)), power)
