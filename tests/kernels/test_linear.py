@@ -59,6 +59,12 @@ def test_only_plain_inference_of_many_rows_goes_to_onednn(monkeypatch):
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))  # with gradients it is torch's
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 32), (3, 8, 31), (8, 32)])
+def test_a_layer_per_route_says_what_does_not_fit(shape):
+    with pytest.raises(ValueError, match=r"weight \(K, C', C\), got \(1, 49, 3, 32\)"):
+        vk.linear_routes(torch.randn(1, 49, 3, 32), torch.randn(shape))
+
+
 def test_a_layer_per_route_goes_to_onednn_as_one_does(monkeypatch):
     found = []
     monkeypatch.setattr(
