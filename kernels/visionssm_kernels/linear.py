@@ -75,7 +75,9 @@ def linear_routes(x: Tensor, weight: Tensor) -> Tensor:
         ValueError: shapes that do not fit.
     """
     if x.dim() != 4 or weight.dim() != 3 or x.shape[2:] != (weight.shape[0], weight.shape[2]):
-        raise ValueError(f"x must be (B, L, K, C) and weight (K, C', C), got {tuple(x.shape)} and {tuple(weight.shape)}")
+        raise ValueError(
+            f"x must be (B, L, K, C) and weight (K, C', C), got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
     product = _product(x, weight, None, x.shape[2])
     if product is not None:
         return torch.stack([product(x[:, :, k], w, None, "none", [], "") for k, w in enumerate(weight)], 2)
