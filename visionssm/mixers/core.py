@@ -31,6 +31,9 @@ from .paths import scan_pieces
 
 __all__ = ["ScanCore"]
 
+# A leaf of FX graphs here too: timm's tracer finds the functions in files whose `forward` it meets, and this is a base class.
+torch.fx.wrap("project_routes")
+
 
 @register_notrace_module
 class RoutedScan(nn.Module):
