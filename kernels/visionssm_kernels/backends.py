@@ -9,15 +9,19 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from operator import index
 from types import ModuleType
 
 import torch
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
+from torch.autograd import forward_ad
 
 __all__ = [
     "Backend",
     "BackendReport",
     "backends",
+    "choose",
+    "chosen",
     "is_plain_inference",
     "module_of",
     "projects",
@@ -112,7 +116,8 @@ class BackendReport:
         return [name for name, reason in self.reasons.items() if reason is None]
 
     def __str__(self) -> str:
-        lines = [f"scan kernels for {self.dtype} on {self.device} ({self.chosen} would run)"]
+        fate = "would run" if self.reasons[self.chosen] is None else "is asked for and cannot run"
+        lines = [f"scan kernels for {self.dtype} on {self.device} ({self.chosen} {fate})"]
         for name, reason in self.reasons.items():
             lines.append(f"  {name:<10} {'yes' if reason is None else 'no: ' + reason:<44} {_TABLE[name].summary}")
         return "\n".join(lines)
@@ -132,10 +137,13 @@ def backends(
 
     Returns:
         A report that prints as a table; `report.available` are the names that can run.
+
+    Raises:
+        ValueError: the environment variable VISIONSSM_BACKEND is an unknown name.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     reasons = {b.name: b.why_not(device, dtype, d_state) for b in _TABLE.values()}
-    chosen = _chosen if _chosen != "auto" else next(name for name in _AUTO if reasons[name] is None)
+    chosen = _check_name(_chosen) if _chosen != "auto" else next(name for name in _AUTO if reasons[name] is None)
     return BackendReport(str(device), dtype, chosen, reasons)
 
 
@@ -193,6 +201,34 @@ def resolve(requested: str, device: str, dtype: torch.dtype, d_state: int) -> st
 resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def chosen(requested: str) -> str:
+    """What `use_backend` or the environment says where "auto" is requested, else the request."""
+    return _chosen if requested == "auto" else requested
+
+
+def choose(requested: str, device: str, dtype: torch.dtype, d_state: int) -> str:
+    """The implementation that will run, as operators ask for it; arguments and errors are those of `resolve`.
+
+    torch.compile sees the value that `use_backend` set, and compiles anew where it changes. Within torch.func's derivatives and
+    forward-mode ones, which custom operators do not have, "auto" is plain torch and any other kernel an error.
+    """
+    requested = chosen(requested)
+    name = resolve(requested, device, dtype, index(d_state))  # a number, also where torch.compile has a symbol
+    if torch.compiler.is_compiling() or _TABLE[name].composite or not _transformed():
+        return name
+    if requested == "auto":
+        return "chunked"
+    raise RuntimeError(f"backend {name!r} has no derivatives in torch.func and forward mode: 'chunked' has them")
+
+
+def _transformed() -> bool:
+    if forward_ad._current_level >= 0:
+        return True
+    if peek_interpreter_stack() is None:
+        return False
+    return any(level.key() in (TransformType.Grad, TransformType.Jvp) for level in get_interpreter_stack() or ())
+
+
 def warmup() -> None:
     """Compiles the CPU's kernels ahead of their first use and keeps them on disk for later processes.
 
@@ -216,7 +252,7 @@ def is_plain_inference(*tensors: torch.Tensor | None) -> bool:
     """
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    if peek_interpreter_stack() is not None:
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return False
     grads = torch.is_grad_enabled()
     return all(

@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backends, keep_memory, linear_routes, routed_scan
+from . import backends, benchmark_gpu, keep_memory, linear_routes, routed_scan
 from .backends import projects
 from .loop import scan_routes
 
@@ -334,20 +334,28 @@ def _time_projection(
     return rows
 
 
-def run_gpu(shapes: dict[str, Shape], device: torch.device, dtype: torch.dtype, report: Callable[[str], object]
+def run_gpu(shapes: dict[str, Shape], device: torch.device, dtype: torch.dtype, report: Callable[[str], object],
+            without: Sequence[str] = (), keep: Callable[[dict[str, object]], object] = lambda result: None,
             ) -> dict[str, object]:  # fmt: skip
-    """`run` for a GPU, with its peers; see `benchmark_gpu`."""
-    from . import benchmark_gpu
-
-    facts = machine(device)
+    """`run` for a GPU, with its peers; see `benchmark_gpu`, also for `without`. `keep` is given the result so far."""
+    facts, described = machine(device), {name: asdict(shape) for name, shape in shapes.items()}
     report(_describe(facts, 0))
-    cases, size = {}, torch.empty(0, dtype=dtype).element_size()
-    for name, shape in shapes.items():
-        inputs, order = make_inputs(shape, dtype, device), make_routes(shape, device)
-        cases[name] = benchmark_gpu.Case(inputs, order, shape.rank, shape.bytes(size), shape.exponentials)
-    rates, rows = benchmark_gpu.run(cases, device, dtype, float(str(facts["copy_bytes_per_s"])), report)
-    described = {name: asdict(shape) for name, shape in shapes.items()}
-    return {"machine": facts | rates, "shapes": described, "timings": rows}
+    size = torch.empty(0, dtype=dtype).element_size()
+
+    def cases() -> Iterator[tuple[str, benchmark_gpu.Case]]:
+        for name, shape in shapes.items():
+            inputs, order = make_inputs(shape, dtype, device), make_routes(shape, device)
+            yield name, benchmark_gpu.Case(inputs, order, shape.rank, shape.bytes(size), shape.exponentials)
+
+    def result(rates: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, object]:
+        return {"machine": facts | rates, "shapes": described, "timings": rows}
+
+    copy_rate = float(str(facts["copy_bytes_per_s"]))
+    with torch.cuda.device(device):
+        found = benchmark_gpu.run(
+            cases(), device, dtype, copy_rate, report, without, lambda rates, rows: keep(result(rates, rows))
+        )
+    return result(*found)
 
 
 def run(shapes: dict[str, Shape], *, device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 7,
@@ -433,7 +441,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep-memory", action="store_true", help="keep freed memory, so that no implementation waits for the system's"
     )
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument(
+        "--without", nargs="+", default=[], choices=benchmark_gpu.PEERS, help="peers on GPUs to leave out"
+    )
+    parser.add_argument("--json", type=Path, help="where to write the figures; on GPUs after every shape")
     options = parser.parse_args(arguments)
     if options.quick and options.shapes:
         parser.error("--quick has its own shapes: leave --shapes out")
@@ -450,10 +461,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--device cuda: this machine has no CUDA device")
     if options.keep_memory and (device.type == "cuda" or not keep_memory()):
         parser.error("--keep-memory: for CPUs, with glibc")
-    result = (
-        run_gpu(shapes, device, dtype, _print)
-        if device.type == "cuda"
-        else run(
+    if options.without and device.type != "cuda":
+        parser.error("--without: of the peers on GPUs, which --device cuda times")
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json: there is no folder {options.json.parent}")
+
+    def keep(result: dict[str, object]) -> None:
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+    if device.type == "cuda":
+        result = run_gpu(shapes, device, dtype, _print, options.without, keep)
+    else:
+        result = run(
             shapes,
             device=options.device,
             dtype=dtype,
@@ -462,10 +482,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keeping_memory=options.keep_memory,
             report=_print,
         )
-    )
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+    keep(result)
+    timings: Any = result["timings"]
+    return int(any(row.get("failed") and row["backend"] not in benchmark_gpu.PEERS for row in timings))
 
 
 def _print(line: str) -> None:

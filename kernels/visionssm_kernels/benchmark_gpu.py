@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -27,9 +27,10 @@ from torch import Tensor
 
 from . import routed_scan, selective_scan
 
-__all__ = ["Case", "Figure", "contenders", "projecting", "published_steps", "route_order", "run"]
+__all__ = ["PEERS", "Case", "Figure", "contenders", "fill", "projecting", "published_steps", "route_order", "run"]
 
 Scan = Callable[..., Any]
+PEERS = ("published steps", "mamba_ssm", "compiled")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Figure:
     repeatable: bool | None = None
     error: float | None = None
     note: str = ""
+    failed: bool = False
 
 
 def route_order(inputs: Sequence[Tensor], order: Tensor) -> list[Tensor]:
@@ -111,7 +113,7 @@ def contenders(inputs: Sequence[Tensor], order: Tensor) -> dict[str, tuple[Scan,
             f"with our scan: {mamba}" if isinstance(mamba, str) else "mamba_ssm's scan",
         ),
         "mamba_ssm": mamba if isinstance(mamba, str) else "",
-        "compiled": (torch.compile(plain), list(inputs), ""),
+        "compiled": (torch.compile(plain, dynamic=False), list(inputs), ""),
     }
     if not isinstance(mamba, str):
         index = order.long()
@@ -174,6 +176,20 @@ def measure(
     row.of_floor_backward = floors[1] / max(row.both_s - row.forward_s, 1e-9)
 
 
+def fill(row: Figure, found: tuple[Scan, list[Tensor], str] | str, *how: Any) -> None:
+    """`measure` of a contender; a fault of one, which its note then tells, must not cost the figures of the others."""
+    if isinstance(found, str):
+        row.note = f"not run: {found}"
+        return
+    function, leaves, row.note = found
+    try:
+        measure(row, function, leaves, *how)
+    except torch.OutOfMemoryError:
+        row.note = "not run: out of memory"
+    except Exception as error:
+        row.failed, row.note = True, f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+
+
 def _peak(device: torch.device, function: Callable[[], object]) -> int | None:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -182,17 +198,20 @@ def _peak(device: torch.device, function: Callable[[], object]) -> int | None:
 
 
 def run(
-    cases: dict[str, Case], device: torch.device, dtype: torch.dtype, copy_rate: float,
-    report: Callable[[str], object],
+    cases: Iterable[tuple[str, Case]], device: torch.device, dtype: torch.dtype, copy_rate: float,
+    report: Callable[[str], object], without: Collection[str] = (),
+    keep: Callable[[dict[str, float], list[dict[str, Any]]], object] = lambda rates, rows: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:  # fmt: skip
     """Times every contender on every case.
 
     Args:
-        cases: by name.
-        device: a CUDA device.
+        cases: with their names; each is asked for when the one before is done.
+        device: a CUDA device, the current one.
         dtype: of the inputs.
         copy_rate: bytes read and written per second.
         report: called with every line of the table.
+        without: which `PEERS` to leave out.
+        keep: called with what there is to return after every case, as the next one may end it all.
 
     Returns:
         The exponentials per second, and the figures, ready for JSON.
@@ -205,8 +224,10 @@ def run(
         return float(do_bench(function, return_mode="median")) / 1e3  # pyright: ignore
 
     exp_rate, rows = exponentials_per_second(device), []
+    rates = {"exp_per_s": exp_rate}
     report(f"exp_per_s: {exp_rate:.3g}\n{HEADER}")
-    for name, case in cases.items():
+    for name, case in cases:
+        torch.compiler.reset()  # else graphs of earlier shapes count towards the number after which nothing is compiled
         inputs, order = case.inputs, case.order
         others, truth = projecting(inputs, order, case.rank)
         smaller = case.size - inputs[1].element_size() * inputs[1].numel() * (1 - case.rank / inputs[1].shape[-1])
@@ -220,17 +241,12 @@ def run(
             floors = (floor, max(2 * size / copy_rate, 2 * case.exponentials / exp_rate))
             for backend, found in group.items():
                 row = Figure(name, backend, str(dtype).removeprefix("torch."))
-                if isinstance(found, str):
-                    row.note = f"not run: {found}"
-                else:
-                    function, leaves, row.note = found
-                    try:
-                        measure(row, function, leaves, wanted, floors, seconds, partial(_peak, device))
-                    except torch.OutOfMemoryError:
-                        row.note = "not run: out of memory"
+                found = "left out" if backend in without else found
+                fill(row, found, wanted, floors, seconds, partial(_peak, device))
                 rows.append(asdict(row))
                 report(line(row))
-    return {"exp_per_s": exp_rate}, rows
+        keep(rates, rows)
+    return rates, rows
 
 
 HEADER = (

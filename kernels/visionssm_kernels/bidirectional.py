@@ -82,8 +82,25 @@ def backward_routes(order: Tensor | None, u: Tensor, routes: int, segment: int) 
     if order is None:
         order = torch.arange(u.shape[1], device=u.device).unsqueeze(0).expand(routes, -1)
     steps = order.shape[-1]
+    if torch.jit.is_tracing():  # which keeps the segments of this length
+        steps = int(steps)
+        walked: Tensor = torch.ops.visionssm.routes_of_length(order, steps)
+    else:
+        walked = order
     size = segment if segment > 0 else published_segment(steps)
-    return order.flip(-1), size, (size - steps % size) % size
+    return walked.flip(-1), size, (size - steps % size) % size
+
+
+@torch.library.custom_op("visionssm::routes_of_length", mutates_args=())
+def _routes_of_length(order: Tensor, steps: int) -> Tensor:
+    if order.shape[-1] != steps:
+        raise ValueError(f"traced for routes of {steps} steps, which decide segments, got {order.shape[-1]} steps")
+    return order.clone()
+
+
+@_routes_of_length.register_fake
+def _(order: Tensor, steps: int) -> Tensor:
+    return torch.empty_like(order)
 
 
 def add_inputs(
@@ -118,4 +135,4 @@ def visited_positions(order: Tensor, positions: int) -> Tensor:
     columns = torch.where(
         order_BKT >= 0, order_BKT, positions
     )  # padding steps fall into one more column, which is cut off
-    return flags.scatter(2, columns, True)[..., :positions].transpose(1, 2)
+    return flags.scatter(2, columns, torch.ones_like(columns, dtype=torch.bool))[..., :positions].transpose(1, 2)

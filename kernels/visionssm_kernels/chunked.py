@@ -11,6 +11,7 @@ Legend: B batch, L image positions, D channels, N state, K routes, T steps, G ch
 from __future__ import annotations
 
 import math
+from operator import index
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ def routed_scan(
     u_BKTD, dt_BKTD, B_BKTN, C_BKTN = step_inputs(u, delta, B, C, bias, order, softplus)
     A_KDN = A.to(dt_BKTD.dtype)
     steps = dt_BKTD.shape[2]
-    size = max(1, math.isqrt(max(steps, 1)))
+    size = max(1, math.isqrt(max(index(steps), 1)))  # torch.compile unrolls the loops, so it needs the number
     chunks = max(1, -(-steps // size))
 
     def cut(

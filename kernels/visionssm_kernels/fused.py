@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import is_plain_inference, module_of, resolve
+from .backends import chosen, is_plain_inference, module_of, resolve
 
 __all__ = ["instance_norm", "norm_gate"]
 
@@ -55,7 +55,7 @@ def norm_gate(
         if parameter is not None and (not norm or parameter.shape != x.shape[-1:]):
             wanted = f"({x.shape[-1]},)" if norm else "None without a norm"
             raise ValueError(f"{name} must be {wanted}, got {tuple(parameter.shape)}")
-    name = resolve(backend, str(x.device), x.dtype, 1)
+    name = resolve(chosen(backend), str(x.device), x.dtype, 1)
     tensors = (x, gate, weight, bias)
     if (
         name == "numba"
@@ -101,7 +101,7 @@ def instance_norm(
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None and parameter.shape != x.shape[-1:]:
             raise ValueError(f"{name} must be ({x.shape[-1]},), got {tuple(parameter.shape)}")
-    name = resolve(backend, str(x.device), x.dtype, 1)
+    name = resolve(chosen(backend), str(x.device), x.dtype, 1)
     tensors = (x, weight, bias)
     if (
         name == "numba"

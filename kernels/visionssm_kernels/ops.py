@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import chunked, loop, reference
-from .backends import is_plain_inference, module_of, projects, resolve, warn_if_slow
+from .backends import choose, is_plain_inference, module_of, projects, resolve, warn_if_slow
 from .composite import Composite
+from .derivatives import first_only
 from .projection import project, project_backward
 
 __all__ = ["route_conv", "routed_scan", "selective_scan"]
@@ -111,7 +112,7 @@ def routed_scan(
             C,
             _single(D),
             _single(bias),
-            order,
+            _int32(order),
             softplus,
             merge,
             False,
@@ -123,10 +124,11 @@ def routed_scan(
         )
         return (y, states) if return_states else y
     K, order = _check_scan(u, delta, A, B, C, D, bias, order, merge, dt_weight)
-    _require(segment >= 0 and phase >= 0, f"segment and phase must not be negative, got {segment} and {phase}")
+    if segment < 0 or phase < 0:
+        raise ValueError(f"segment and phase must not be negative, got {segment} and {phase}")
     A, D, bias, dt_weight = _single(A), _single(D), _single(bias), _single(dt_weight)
     device, d_state = str(u.device), A.shape[-1]
-    name = resolve(backend, device, _widest(u, delta, B, C, A, dt_weight), d_state)
+    name = choose(backend, device, _widest(u, delta, B, C, A, dt_weight), d_state)
     delta, weights = _projected(name, delta, dt_weight)
     if name in _PLAIN_TORCH:
         steps = u.shape[1] if order is None else order.shape[-1]
@@ -269,19 +271,10 @@ def route_conv(
         TypeError, ValueError: naming the argument that does not fit.
     """
     if torch.jit.is_tracing():
-        return torch.ops.visionssm.route_conv(x, _single(weight), _single(bias), order, silu, backend)
-    _check_floats(x=x, weight=weight, bias=bias)
-    if weight.dim() != 3:
-        raise ValueError(f"weight must be (K, D, W), got {tuple(weight.shape)}")
-    K, channels, _ = weight.shape
-    if not (x.dim() == 4 and x.shape[2] in (1, K) and x.shape[3] == channels):
-        shape = tuple(weight.shape)
-        raise ValueError(f"x must be (B, L, 1 or {K}, {channels}) for weight {shape}, got {tuple(x.shape)}")
-    if bias is not None and bias.shape != (K, channels):
-        raise ValueError(f"bias must be ({K}, {channels}), got {tuple(bias.shape)}")
-    order = _check_order(order, x.shape[0], x.shape[1], K, x.device)
+        return torch.ops.visionssm.route_conv(x, _single(weight), _single(bias), _int32(order), silu, backend)
+    order = _check_conv(x, weight, bias, order)
     weight, bias = _single(weight), _single(bias)
-    name = resolve(backend, str(x.device), _widest(x, weight), 1)
+    name = choose(backend, str(x.device), _widest(x, weight), 1)
     if name in _PLAIN_TORCH:
         return _PLAIN_TORCH[name].route_conv(x, weight, bias, order, silu)
     if is_plain_inference(x, weight, bias, order):
@@ -300,6 +293,10 @@ def _require(condition: bool, message: str, error: type[Exception] = ValueError)
 def _single(x: Any) -> Any:
     """A parameter in at least float32."""
     return x.float() if x is not None and x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _int32(order: Tensor | None) -> Tensor | None:
+    return order if order is None or order.dtype == torch.int32 else order.to(torch.int32)
 
 
 def _widest(first: Tensor, *others: Tensor | None) -> torch.dtype:
@@ -335,8 +332,8 @@ def _check_scan(
 ) -> tuple[int, Tensor | None]:
     """K and the order as int32."""
     _check_floats(u=u, delta=delta, A=A, B=B, C=C, D=D, bias=bias, dt_weight=dt_weight)
-    if A.dim() != 3:
-        raise ValueError(f"A must be (K, D, N), got {tuple(A.shape)}")
+    if A.dim() != 3 or A.shape[0] < 1 or A.shape[2] < 1:
+        raise ValueError(f"A must be (K, D, N) with K and N at least 1, got {tuple(A.shape)}")
     K, channels, N = A.shape
     if not (u.dim() == 4 and u.shape[2] in (1, K) and u.shape[3] == channels):
         raise ValueError(f"u must be (B, L, 1 or {K}, {channels}) for A {tuple(A.shape)}, got {tuple(u.shape)}")
@@ -358,6 +355,20 @@ def _check_scan(
     return K, _check_order(order, batch, positions, K, u.device)
 
 
+def _check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None) -> Tensor | None:
+    """The order as int32."""
+    _check_floats(x=x, weight=weight, bias=bias)
+    if weight.dim() != 3 or weight.shape[0] < 1 or weight.shape[2] < 1:
+        raise ValueError(f"weight must be (K, D, W) with K and W at least 1, got {tuple(weight.shape)}")
+    K, channels, _ = weight.shape
+    if not (x.dim() == 4 and x.shape[2] in (1, K) and x.shape[3] == channels):
+        shape = tuple(weight.shape)
+        raise ValueError(f"x must be (B, L, 1 or {K}, {channels}) for weight {shape}, got {tuple(x.shape)}")
+    if bias is not None and bias.shape != (K, channels):
+        raise ValueError(f"bias must be ({K}, {channels}), got {tuple(bias.shape)}")
+    return _check_order(order, x.shape[0], x.shape[1], K, x.device)
+
+
 def _shown(shape: tuple[Any, ...]) -> str:
     return "(" + ", ".join(map(str, shape)) + ")"
 
@@ -377,24 +388,28 @@ def _check_order(order: Tensor | None, batch: int, positions: int, K: int, devic
         raise ValueError(f"order must be ({K}, T) or ({batch}, {K}, T), got {tuple(order.shape)}")
     if order.device != device:
         raise ValueError(f"order is on {order.device} but u is on {device}")
-    if not torch.compiler.is_compiling():
-        _check_order_range(order, positions)
-    return order if order.dtype == torch.int32 else order.to(torch.int32)
+    if not torch.compiler.is_compiling():  # the operator checks it when the graph runs
+        _check_positions(order, positions)
+    return _int32(order)
 
 
-def _check_order_range(order: Tensor, positions: int) -> None:
-    """Positions must lie in [-1, L). A table that was checked is not checked again until it changes."""
+def _check_positions(order: Tensor, positions: int) -> None:
+    """They must lie in [-1, L), and in a route once. A table that was checked is not checked again until it changes."""
     if isinstance(order, torch._subclasses.FakeTensor) or order.is_meta or order.numel() == 0:
         return  # nothing to look at
     key = None if order.is_inference() else (id(order), positions, order._version)  # those have no version
     if key is not None and _valid_orders.get(key) is order:
         return
+    low, high = order.aminmax()
+    routes = order.flatten(0, -2).long().clamp(-1, positions - 1) + 1
+    seen = torch.zeros(routes.shape[0], positions + 1, dtype=torch.bool, device=order.device).scatter_(1, routes, True)
+    once = seen[:, 1:].sum() == (routes > 0).sum()
     if order.device.type == "cuda":  # no synchronisation: the error surfaces with the next one
-        torch._assert_async((order.amin() >= -1) & (order.amax() < positions))
-    else:
-        low, high = int(order.amin()), int(order.amax())
-        if low < -1 or high >= positions:
-            raise ValueError(f"order holds {low}..{high}, but u has positions 0..{positions - 1}")
+        torch._assert_async((low >= -1) & (high < positions) & once)
+    elif low < -1 or high >= positions:
+        raise ValueError(f"order holds {int(low)}..{int(high)}, but u has positions 0..{positions - 1}")
+    elif not once:
+        raise ValueError("order has a route that visits a position more than once")
     if key is not None:
         _valid_orders[key] = order
 
@@ -437,6 +452,8 @@ def _routed_scan(
     phase: int = 0,
     dt_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # a graph may be given what it was not made for
+    _, order = _check_scan(u, delta, A, B, C, D, bias, order, merge, dt_weight)
     name = resolve(backend, str(u.device), u.dtype, A.shape[-1])
     delta, weights = _projected(name, delta, dt_weight)
     return _kernels(name, u, A.shape[-1]).routed_scan_forward(
@@ -516,7 +533,7 @@ def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_state
         grad_y = u.new_zeros(shape)
     assert grad_y is not None
     whole = delta if dt_weight is None else project(delta, dt_weight)
-    inputs = (u, whole, A, B, C, D, bias, order, softplus, merge)
+    inputs = (u, whole, A, B, C, D, bias, _int32(order), softplus, merge)
     kernels = _kernels(backend, u, A.shape[-1])
     if isinstance(kernels, Composite):  # inside an operator there is no autograd to run
         du, dwhole, *grads = kernels.routed_scan_backward(grad_y, grad_states, *inputs, checkpoints, *segments)
@@ -534,12 +551,14 @@ def _scan_backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None, grad_state
 
 
 _routed_scan.register_autograd(_scan_backward, setup_context=_scan_setup_context)
+first_only(_routed_scan_backward)
 
 
 @torch.library.custom_op("visionssm::route_conv", mutates_args=())
 def _route_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool, backend: str
 ) -> Tensor:
+    order = _check_conv(x, weight, bias, order)
     return _kernels(backend, x, 1).route_conv_forward(x, weight, bias, order, silu)
 
 
@@ -576,6 +595,7 @@ def _conv_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 def _conv_backward(ctx: Any, grad_u: Tensor) -> tuple[Any, ...]:
     x, weight, bias, order = ctx.saved_tensors
+    order = _int32(order)
     silu, backend = ctx.options
     kernels = _kernels(backend, x, 1)
     if isinstance(kernels, Composite):
@@ -585,6 +605,7 @@ def _conv_backward(ctx: Any, grad_u: Tensor) -> tuple[Any, ...]:
 
 
 _route_conv.register_autograd(_conv_backward, setup_context=_conv_setup_context)
+first_only(_route_conv_backward)
 
 
 # --- FLOPs ------------------------------------------------------------------------------------------------------

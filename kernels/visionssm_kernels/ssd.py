@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .backends import resolve
+from .backends import choose, chosen
+from .derivatives import first_only
 
 __all__ = ["ssd_scan"]
 
@@ -64,7 +65,8 @@ def ssd_scan(
     """
     _check(x, delta, A, B, C, D, bias)
     kind = torch.float64 if any(t.dtype == torch.float64 for t in (x, delta, A, B, C)) else torch.float32
-    name = resolve(backend, str(x.device), kind if kind == torch.float64 else x.dtype, 1)
+    backend = chosen(backend)
+    name = choose(backend, str(x.device), kind if kind == torch.float64 else x.dtype, 1)
     fits = x.dtype in (torch.bfloat16, torch.float16) and max(B.shape[3], x.shape[3]) <= _LARGEST
     if backend == "triton" and not fits:
         found = f"{x.dtype}, N {B.shape[3]} and P {x.shape[3]}"
@@ -177,6 +179,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
 
 
 _ssd_scan.register_autograd(_backward, setup_context=_setup_context)
+first_only(_ssd_scan_backward)
 
 
 @register_flop_formula(torch.ops.visionssm.ssd_scan)

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .backends import is_plain_inference, module_of, resolve
+from .backends import choose, is_plain_inference, module_of, resolve
+from .derivatives import first_only
 
 __all__ = ["fuse_states"]
 
@@ -53,7 +54,7 @@ def fuse_states(h: Tensor, weight: Tensor, dilations: Sequence[int] = (1, 3, 5),
         raise ValueError(f"weight must be (G, {h.shape[3]}, k, k) with k odd, got {tuple(weight.shape)}")
     if len(dilations) != weight.shape[0] or min(dilations) < 1:
         raise ValueError(f"dilations must be {weight.shape[0]} positive numbers, got {tuple(dilations)}")
-    name = resolve(backend, str(h.device), h.dtype, 1)
+    name = choose(backend, str(h.device), h.dtype, 1)
     if name == "numba" and is_plain_inference(h, weight):
         return _by_kernel(h, weight, list(dilations))
     if name in ("numba", "triton"):
@@ -75,7 +76,7 @@ def _by_convolutions(h: Tensor, weight: Tensor, dilations: Sequence[int]) -> Ten
 def _offsets(side: int, dilations: tuple[int, ...]) -> Tensor:
     """(T, 2) int64: what each tap adds to the row and the column, kernel by kernel."""
     steps = [i - side // 2 for i in range(side)]
-    return torch.tensor([(d * row, d * column) for d in dilations for row in steps for column in steps])
+    return torch.tensor([(d * row, d * column) for d in dilations for row in steps for column in steps], device="cpu")
 
 
 @torch.library.custom_op("visionssm::fuse_states", mutates_args=())
@@ -149,6 +150,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 _fuse_states.register_autograd(_backward, setup_context=_setup_context)
+first_only(_fuse_states_backward)
 
 
 @register_flop_formula(torch.ops.visionssm.fuse_states)

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .backends import resolve
+from .backends import choose, resolve
+from .derivatives import first_only
 
 __all__ = ["wavefront_scan"]
 
@@ -68,7 +69,7 @@ def wavefront_scan(
         return torch.ops.visionssm.wavefront_scan(u, delta, A, B, C, D, bias, reverse, backend)
     _check(u, delta, A, B, C, D, bias)
     widest = torch.float64 if any(t.dtype == torch.float64 for t in (u, delta, A, B, C)) else u.dtype
-    name = resolve(backend, str(u.device), widest, A.shape[-1])
+    name = choose(backend, str(u.device), widest, A.shape[-1])
     if name in _MODULES or torch.compiler.is_compiling():
         return torch.ops.visionssm.wavefront_scan(u, delta, A, B, C, D, bias, reverse, name)
     return _plain(name)(u, delta, A, B, C, D, bias, reverse)
@@ -92,8 +93,8 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor 
     if u.dim() != 4 or u.shape[1] < 1 or u.shape[2] < 1:
         raise ValueError(f"u must be (B, H, W, D) with H and W at least 1, got {tuple(u.shape)}")
     channels = u.shape[3]
-    if A.dim() != 3 or A.shape[:2] != (2, channels):
-        raise ValueError(f"A must be (2, {channels}, N) for u {tuple(u.shape)}, got {tuple(A.shape)}")
+    if A.dim() != 3 or A.shape[:2] != (2, channels) or A.shape[2] < 1:
+        raise ValueError(f"A must be (2, {channels}, N), N at least 1, for u {tuple(u.shape)}, got {tuple(A.shape)}")
     wanted = {
         "delta": (*u.shape[:3], 2, channels),
         "B": (*u.shape[:3], 2, A.shape[2]),
@@ -199,6 +200,7 @@ def _wavefront_scan(
     reverse: bool,
     backend: str,
 ) -> Tensor:
+    _check(u, delta, A, B, C, D, bias)  # a graph may be given what it was not made for
     module = _module(backend, u, A.shape[-1])
     if isinstance(module, str):
         return _plain(module)(u, delta, A, B, C, D, bias, reverse).contiguous()
@@ -254,6 +256,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 _wavefront_scan.register_autograd(_backward, setup_context=_setup_context)
+first_only(_wavefront_scan_backward)
 
 
 @register_flop_formula(torch.ops.visionssm.wavefront_scan)

@@ -97,7 +97,15 @@ def test_long_sequences_do_not_run_the_quadratic_gradient(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--shapes", "nothing"], ["--quick", "--shapes", "vmT1"], ["--repeats", "0"], ["--keep-memory"]]
+    "arguments",
+    [
+        ["--shapes", "nothing"],
+        ["--quick", "--shapes", "vmT1"],
+        ["--repeats", "0"],
+        ["--keep-memory"],
+        ["--without", "compiled"],
+        ["--json", "no/such/folder.json"],
+    ],
 )
 def test_bad_options_are_refused(arguments, monkeypatch):
     monkeypatch.setattr(benchmark, "keep_memory", lambda: False)  # as where the C library is another one
@@ -145,6 +153,18 @@ def test_a_figure_of_a_gpu_run():
     assert row.repeatable
     assert row.error < TOLERANCES[torch.float32]["rtol"]
     assert "50%" in benchmark_gpu.line(row)
+
+
+def test_what_fails_on_a_gpu_is_told_in_its_row():
+    def broken(*leaves):
+        raise AssertionError("no such kernel\nand more")
+
+    failed, left = (benchmark_gpu.Figure("vm-small", "triton", "float32") for _ in range(2))
+    benchmark_gpu.fill(failed, (broken, [], "a note"), None, (1.0, 2.0), None, None)
+    benchmark_gpu.fill(left, "left out")
+    assert (failed.failed, failed.note) == (True, "failed: AssertionError: no such kernel")
+    assert (left.failed, left.note) == (False, "not run: left out")
+    assert benchmark_gpu.line(failed).endswith(failed.note)
 
 
 def test_a_gpu_that_is_not_there_is_an_error(capsys):

@@ -161,3 +161,20 @@ def test_flops_are_those_of_the_two_scans() -> None:
     with FlopCounterMode(display=False) as counter:
         vk.locally_bidirectional_scan(**inputs, segment=8, backend="numba")
     assert counter.get_total_flops() == 2 * 30 * 3 * 8 * (2 * 9 * 4 + 1)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_holds_for_routes_of_its_length() -> None:
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        return vk.locally_bidirectional_scan(u, delta, A, B, C, segment=0)
+
+    def args(length: int) -> tuple[Tensor, ...]:
+        maps = (torch.randn(1, length, 2, size) for size in (5, 5, 4, 4))
+        u, delta, B, C = maps
+        return u, delta, -torch.rand(2, 5, 4), B, C
+
+    traced = torch.jit.trace(scan, args(20), check_trace=False)
+    given = args(20)
+    torch.testing.assert_close(traced(*given), scan(*given))
+    with pytest.raises(RuntimeError, match="traced for routes of 20 steps, which decide segments, got 130 steps"):
+        traced(*args(130))

@@ -1,5 +1,6 @@
 """The numba kernels against a float64 loop: outputs, states and every gradient, for all shapes of the contract."""
 
+import contextlib
 import multiprocessing
 import threading
 
@@ -458,3 +459,52 @@ def test_through_the_operators():
         results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted, **TOLERANCES[torch.float32])
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def outputs_and_gradients(values):
+    """Of every kernel, and its compilation ahead of use."""
+    import visionssm_kernels as vk
+
+    u, delta, A, B, C, D, bias, order, z, weight, maps, fusion, wave = values
+    inputs = [x.detach().requires_grad_() for x in (u, delta, A, B, C, D, bias)]
+    y, states = vk.routed_scan(*inputs, order=order, return_states=True, merge="none")
+    results = [y, states, *torch.autograd.grad(y.sum() + states.sum(), inputs)]
+    leaves = [x.detach().requires_grad_() for x in (u, weight, bias)]
+    conv = vk.route_conv(*leaves, order=order)
+    results += [conv, *torch.autograd.grad(conv.sum(), leaves)]
+    leaves = [x.detach().requires_grad_() for x in wave]
+    waves = vk.wavefront_scan(*leaves)
+    results += [waves, *torch.autograd.grad(waves.sum(), leaves)]
+    with torch.no_grad():
+        results += [vk.routed_scan(u, delta, A, B, C, D, bias, order=order), vk.norm_gate(z, z, D[0], D[1])]
+        results += [vk.instance_norm(z, D[0], D[1]), vk.fuse_states(maps, fusion, [1, 3])]
+    cpu.warmup()
+    return [x.detach() for x in results]
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.float16, torch.device("meta")], ids=str)
+def test_kernels_do_not_depend_on_torchs_defaults(default):
+    K, D, N = 2, 21, 4
+    torch.manual_seed(0)
+    values = [torch.randn(2, 40, 1, D), torch.randn(2, 40, K, D), -torch.rand(K, D, N), *torch.randn(2, 2, 40, K, N)]
+    values += [*torch.randn(2, K, D), torch.rand(K, 40).argsort(-1), torch.randn(2, 40, D), torch.randn(K, D, 4)]
+    values += [torch.randn(2, 5, 8, D), torch.randn(2, D, 3, 3)]
+    values += [[torch.randn(1, 5, 8, D), torch.randn(1, 5, 8, 2, D), -torch.rand(2, D, N), torch.randn(1, 5, 8, 2, N),
+                torch.randn(1, 5, 8, N)]]  # fmt: skip
+    wanted = outputs_and_gradients(values)
+    with default if isinstance(default, torch.device) else default_dtype(default):
+        found = outputs_and_gradients(values)
+    for got, expected in zip(found, wanted, strict=True):
+        assert got.device.type == "cpu"
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, expected)

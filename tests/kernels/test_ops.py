@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionssm_kernels as vk
@@ -301,6 +302,9 @@ def test_selective_scan_follows_mamba_ssm(backend: str, groups: int | str | None
         ({"order": torch.full((3, 4), 17)}, ValueError, r"order holds 17..17, but u has positions 0..16"),
         ({"order": torch.full((3, 4), -2)}, ValueError, r"order holds -2"),
         ({"order": torch.zeros(3, 4)}, TypeError, "order must be an integer tensor"),
+        ({"order": torch.tensor([[0, 1, 2], [3, -1, 3], [5, 4, 3]])}, ValueError, "visits a position more than once"),
+        ({"A": -torch.ones(3, 5, 0)}, ValueError, r"A must be \(K, D, N\) with K and N at least 1"),
+        ({"A": -torch.ones(0, 5, 4)}, ValueError, r"A must be \(K, D, N\) with K and N at least 1"),
         ({"u": torch.zeros(2, 17, 1, 5, dtype=torch.long)}, TypeError, "u must be floating point"),
         ({"merge": "mean"}, ValueError, "merge must be 'sum' or 'none', got 'mean'"),
         ({"backend": "cuda"}, ValueError, "unknown backend 'cuda'"),
@@ -338,6 +342,51 @@ def test_tensors_without_data(table: tuple[int, ...] | None) -> None:
     assert inputs["A"].grad.shape == inputs["A"].shape
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
+def test_a_graph_checks_the_table_that_it_is_given(compiled: bool) -> None:
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor) -> Tensor:
+        y = vk.routed_scan(u, delta, A, B, C, order=order, merge="none")
+        return y + vk.route_conv(u, A, order=order)
+
+    args, order = scan_args(), permutations(2, length=12)
+    graph = (
+        torch.compile(scan, backend="aot_eager")
+        if compiled
+        else torch.jit.trace(scan, (*args, order), check_trace=False)
+    )
+    torch.testing.assert_close(graph(*args, order), scan(*args, order))  # of int64
+    with pytest.raises((ValueError, RuntimeError), match=r"order holds [0-9]+\.\.13, but u has positions 0\.\.11"):
+        graph(*args, order.clamp(min=2) + 2)
+    with pytest.raises((ValueError, RuntimeError), match="visits a position more than once"):
+        graph(*args, order.clamp(min=2))
+    if not compiled:
+        with pytest.raises(RuntimeError, match=r"order must be \(2, T\) or \(2, 2, T\), got \(1, 2, 12\)"):
+            graph(*args, order[None])
+
+
+@pytest.mark.parametrize("steps", [12, 40])
+def test_a_table_that_changes_behind_torchs_back_leaves_no_memory_wrong(steps: int) -> None:
+    inputs = make(2, 40, 2, 5, 4)
+    cells = permutations(2, length=40)[:, :steps].int().numpy().copy()
+    order = torch.from_numpy(cells)
+    y = vk.routed_scan(**inputs, order=order, backend="numba")
+    u = vk.route_conv(inputs["u"], torch.ones(2, 5, 3), order=order, backend="numba")
+    cells[1, -1] = 1 << 30
+    for run in (
+        lambda: vk.routed_scan(**inputs, order=order, backend="numba"),
+        lambda: vk.route_conv(inputs["u"], torch.ones(2, 5, 3), order=order, backend="numba"),
+        y.sum().backward,
+        u.sum().backward,
+    ):
+        with pytest.raises(ValueError, match="order holds positions that u or x does not have"):
+            run()
+
+
+def test_a_convolution_needs_a_tap() -> None:
+    with pytest.raises(ValueError, match=r"weight must be \(K, D, W\) with K and W at least 1, got \(3, 5, 0\)"):
+        vk.route_conv(torch.randn(2, 7, 1, 5), torch.randn(3, 5, 0))
+
+
 def test_report_names_every_implementation_with_a_reason() -> None:
     report = vk.backends("cpu")
     assert set(report) == {"numba", "triton", "chunked", "reference", "loop"}
@@ -355,7 +404,23 @@ def test_a_backend_that_cannot_run_raises_its_reason() -> None:
         vk.routed_scan(**make(grad=False), backend="triton")
     with vk.use_backend("triton"), pytest.raises(RuntimeError, match="cannot run here"):
         vk.routed_scan(**make(grad=False))
+    with vk.use_backend("triton"):
+        assert "triton is asked for and cannot run" in str(vk.backends("cpu"))
+    with vk.use_backend("triton"), pytest.raises(RuntimeError, match="cannot run here"):
+        vk.ssd_scan(*(torch.ones(1, 4, 2, n)[..., 0] if n == 1 else torch.ones(1, 4, 2, n) for n in (8, 1)),
+                    -torch.ones(2), *torch.ones(2, 1, 4, 1, 8))  # fmt: skip
     vk.routed_scan(**make(grad=False))  # the choice ends with the block
+
+
+def test_compiled_code_follows_the_choice() -> None:
+    if vk.backends("cpu")["triton"] is None:
+        pytest.skip("triton can run CPU tensors in this process (interpreter)")
+    inputs = make(grad=False)
+    compiled = torch.compile(lambda: vk.routed_scan(**inputs), backend="aot_eager")
+    compiled()
+    with vk.use_backend("triton"), pytest.raises(Exception, match="backend 'triton' cannot run here"):
+        compiled()
+    torch.compiler.reset()
 
 
 def test_float64_runs_in_float64() -> None:
@@ -427,6 +492,46 @@ def test_compiles_into_one_graph_with_gradients() -> None:
     wanted = torch.autograd.grad(Scan()(*args).sum(), args)
     for one, other in zip(torch.autograd.grad(compiled(*args).sum(), args), wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+def test_compiles_for_several_states_and_lengths(backend: str, dynamic: bool | None) -> None:
+    def scan(*args: Tensor) -> Tensor:
+        return vk.routed_scan(*args, backend=backend)
+
+    compiled = torch.compile(scan, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for length, d_state in ((9, 4), (20, 8), (33, 16)):
+        args = make(2, length, 2, 4, d_state, grad=False).values()
+        torch.testing.assert_close(compiled(*args), scan(*args))
+    torch.compiler.reset()
+
+
+def test_derivatives_of_other_kinds() -> None:
+    """torch.func's and forward-mode ones, which are plain torch's, and second ones, which the kernels say they lack."""
+    inputs = make(grad=False)
+    u, others = inputs.pop("u"), inputs
+    exact = {name: x.double() for name, x in others.items()}
+
+    def loss(u: Tensor, **options: str) -> Tensor:
+        return vk.routed_scan(u, **(exact if options else others), **options).square().sum()
+
+    moved, close = torch.randn_like(u), {"rtol": 1e-4, "atol": 1e-4}
+    wanted = torch.func.grad(lambda u: loss(u, backend="reference"))(u.double())
+    torch.testing.assert_close(torch.func.grad(loss)(u), wanted.float(), **close)
+    along = (wanted * moved).sum().float()
+    torch.testing.assert_close(torch.func.jvp(loss, (u,), (moved,))[1], along, **close)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(u, moved)
+        torch.testing.assert_close(forward_ad.unpack_dual(loss(dual)).tangent, along, **close)
+        product = vk.linear(dual, torch.eye(5))
+        torch.testing.assert_close(forward_ad.unpack_dual(product).tangent, moved)
+        with pytest.raises(RuntimeError, match="'numba' has no derivatives in torch"):
+            vk.routed_scan(dual, **others, backend="numba")
+    u.requires_grad_()
+    (first,) = torch.autograd.grad(loss(u), u, create_graph=True)
+    with pytest.raises(RuntimeError, match="the kernels have no second derivatives: backend='chunked' has them"):
+        first.sum().backward()
 
 
 def test_exports_with_dynamic_batch_and_length() -> None:

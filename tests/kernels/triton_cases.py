@@ -505,6 +505,7 @@ def run_conv(case: Conv, device: str) -> dict[str, object]:
     x = _spread(x) if case.strided else x
     weight = torch.randn(case.K, case.D, case.W, device=device)
     bias = torch.randn(case.K, case.D, device=device) if case.bias else None
+    bias = bias.t().contiguous().t() if case.strided and bias is not None else bias
     order = make_table(case.table, case.B, case.L, case.K, case.per_image)
     order = None if order is None else order.to(device)
     doubles = [v if v is None else v.double().requires_grad_() for v in (x, weight, bias)]

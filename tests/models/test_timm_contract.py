@@ -195,12 +195,13 @@ def test_scripts(small: nn.Module) -> None:
         torch.testing.assert_close(scripted(x), small(x))
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # a trace holds for the traced size
-def test_traces(small: nn.Module) -> None:
-    x = image(1, 3, 64, 96)
-    traced = torch.jit.trace(small, x, check_trace=False)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # what is computed from sizes is traced all the same
+def test_traces_for_any_size(small: nn.Module) -> None:
+    traced = torch.jit.trace(small, image(1, 3, 64, 96), check_trace=False)
     with torch.no_grad():
-        torch.testing.assert_close(traced(x), small(x))
+        for size in ((1, 64, 96), (2, 64, 64), (1, 96, 128)):
+            x = image(size[0], 3, *size[1:])
+            torch.testing.assert_close(traced(x), small(x))
 
 
 def test_traces_symbolically(small: nn.Module) -> None:

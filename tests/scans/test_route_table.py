@@ -72,6 +72,16 @@ def test_compile(name: str) -> None:
         torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", PLANAR)
+def test_trace_reads_the_size_when_it_runs(name: str) -> None:
+    model = Gather(scans.create_scan(name, ndim=2))
+    traced = torch.jit.trace(model, image(6, 9), check_trace=False)
+    for size in ((6, 9), (7, 5), (8, 8)):
+        x = image(*size)
+        torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("name", ["cross", "hilbert", "nested_s", "sequence_reorder", "skip", "spiral", "window"])
 def test_export_with_any_height_and_width(name: str, strict: bool) -> None:

@@ -102,7 +102,7 @@ class VisitTable(nn.Module):
 
     def forward(self, x_BSC: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         """(B, *S, C) -> rank and move (K, L)."""
-        if torch.jit.is_scripting():  # noqa: SIM114  (TorchScript cannot read the next condition)
+        if torch.jit.is_scripting() or torch.jit.is_tracing():  # noqa: SIM114  (TorchScript cannot read the next condition)
             rank_KL, move_KL = visits(self.route_table(x_BSC), list(x_BSC.shape[1:-1]))
         elif torch.compiler.is_compiling() or torch.compiler.is_exporting() or detect_fake_mode() is not None:
             rank_KL, move_KL = visits(self.route_table(x_BSC), list(x_BSC.shape[1:-1]))

@@ -66,6 +66,18 @@ def _(key: str, size: Sequence[int], device: torch.device) -> Tensor:
     return torch.empty((scan.num_routes, scan.length(size)), dtype=torch.int32, device=device)
 
 
+@torch.library.custom_op("visionssm::scan_routes_over", mutates_args=())
+def _scan_routes_over(key: str, image: Tensor) -> Tensor:
+    # For traces, which hold numbers as they were: this reads the size when it runs.
+    return _CACHE.get(scan_from_key(key), tuple(image.shape[1:-1]), image.device).clone()
+
+
+@_scan_routes_over.register_fake
+def _(key: str, image: Tensor) -> Tensor:
+    scan = scan_from_key(key)
+    return image.new_empty((scan.num_routes, scan.length(image.shape[1:-1])), dtype=torch.int32)
+
+
 def route_table(scan: ScanOrder, size: Sequence[int], device: torch.device | str) -> Tensor:
     """Return the routes of `scan` over an image as the kernels take them.
 
@@ -104,6 +116,8 @@ class RouteTable(nn.Module):
         """Return int32 (K, T) for x_BSC of shape (B, *S, C), on its device."""
         if torch.jit.is_scripting():
             table = torch.ops.visionssm.scan_routes(self.key, x_BSC.shape[1:-1], x_BSC.device)
+        elif torch.jit.is_tracing():
+            table = torch.ops.visionssm.scan_routes_over(self.key, x_BSC)
         else:
             table = route_table(self.scan, x_BSC.shape[1:-1], x_BSC.device)
         return table

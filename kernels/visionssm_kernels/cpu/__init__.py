@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..projection import project
 from . import wavefront
+from .buffers import empty, zeros
 from .conv import ConvJob, convolve
 from .instance_norm import instance_norm
 from .loops import WIDTHS
@@ -70,7 +71,7 @@ class Plan(NamedTuple):
 
     def rows(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """For a row of every position; a task that has a whole route zeroes those that it does not visit."""
-        return torch.empty(shape, dtype=dtype) if self.pieces == 1 else torch.zeros(shape, dtype=dtype)
+        return empty(*shape, dtype=dtype) if self.pieces == 1 else zeros(*shape, dtype=dtype)
 
 
 # Widths for more than one state: rows of B and C, which cost a task the same whatever its width, then serve more channels.
@@ -160,7 +161,7 @@ def _run_scan(
     if plan.pieces == 1:
         run_tasks(entry, lambda counter: job(counter, Pass()), plan.tasks)
         return
-    ends, sums = torch.empty(plan.pieces, batch, *A.shape), torch.empty(plan.pieces, batch, *A.shape[:2], 1)
+    ends, sums = empty(plan.pieces, batch, *A.shape), empty(plan.pieces, batch, *A.shape[:2], 1)
     opening = Pass(1, 0, _data(ends), _data(sums))
     run_tasks(entry, lambda counter: job(counter, opening), plan.tasks)
     starts, pieces = torch.empty_like(ends), list(range(plan.pieces))
@@ -241,8 +242,8 @@ def routed_scan_forward(
         delta, dt_weight = project(delta, dt_weight), None  # the kernel's is one of float32, and of whole routes
     weight, rank = _float(dt_weight), 0 if dt_weight is None else delta.shape[-1]
     y, sink = _sink((batch, positions, K, channels), plan, adding, u.dtype)
-    checkpoints = torch.empty(batch, K, -(-steps // CHUNK), channels, N) if save_checkpoints else torch.empty(0)
-    states = torch.empty(batch, positions, K, channels, N) if save_states else torch.empty(0)
+    checkpoints = empty(batch, K, -(-steps // CHUNK), channels, N) if save_checkpoints else empty(0)
+    states = empty(batch, positions, K, channels, N) if save_states else empty(0)
 
     def job(counter: int, of_pass: Pass) -> ForwardJob:
         return ForwardJob(
@@ -274,9 +275,9 @@ def routed_scan_backward(
     du, du_sink = _sink((batch, positions, K, channels), plan, adding, u.dtype)
     ddelta = plan.rows(*delta.shape, dtype=delta.dtype)
     dB, dC = (plan.rows(plan.blocks, batch, positions, K, N) for _ in range(2))
-    dA = torch.empty(plan.pieces * batch, K, channels, N)
-    dD = None if D is None else torch.empty(plan.pieces * batch, K, channels)
-    dbias = None if bias is None else torch.empty(plan.pieces * batch, K, channels)
+    dA = empty(plan.pieces * batch, K, channels, N)
+    dD = None if D is None else empty(plan.pieces * batch, K, channels)
+    dbias = None if bias is None else empty(plan.pieces * batch, K, channels)
     grad_states = None if grad_states is None else grad_states.float().contiguous()
 
     def job(counter: int, of_pass: Pass) -> BackwardJob:
@@ -302,7 +303,7 @@ def route_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, order: Te
     assert weight_ is not None
     (batch, positions), (K, channels, taps) = x.shape[:2], weight.shape
     plan = _plan(batch, channels, K, adding=False, threads=torch.get_num_threads())
-    u = torch.empty(batch, positions, K, channels, dtype=x.dtype)
+    u = empty(batch, positions, K, channels, dtype=x.dtype)
 
     def job(counter: int) -> ConvJob:
         steps = positions if order is None else order.shape[-1]
@@ -325,7 +326,7 @@ def route_conv_backward(
     adding = x.shape[2] == 1 and K > 1
     plan = _plan(batch, channels, K, adding=adding, threads=torch.get_num_threads(), fixed=True)
     dx, sink = _sink((batch, positions, K, channels), plan, adding, x.dtype)
-    dweight, dbias = torch.empty(batch, K, channels, taps), torch.empty(batch, K, channels)
+    dweight, dbias = empty(batch, K, channels, taps), empty(batch, K, channels)
 
     def job(counter: int) -> ConvJob:
         steps = positions if order is None else order.shape[-1]
@@ -343,17 +344,17 @@ def route_conv_backward(
 
 def warmup() -> None:
     """Compiles all kernels, or loads them from numba's cache: the smallest problem that reaches each."""
-    u, A, m = torch.zeros(1, 2, 1, 4), -torch.ones(1, 4, 2), torch.zeros(1, 2, 1, 2)
+    u, A, m = zeros(1, 2, 1, 4), zeros(1, 4, 2) - 1, zeros(1, 2, 1, 2)
     for save_states in (False, True):
         y, checkpoints, states = routed_scan_forward(u, u, A, m, m, None, None, None, True, "sum", True, save_states)
         grad_states = states if save_states else None
         routed_scan_backward(y, grad_states, u, u, A, m, m, None, None, None, True, "sum", checkpoints)
-    weight = torch.zeros(1, 4, 4)
+    weight = zeros(1, 4, 4)
     route_conv_backward(route_conv_forward(u, weight, None, None, True), u, weight, None, None, True)
-    _sum_parts(torch.zeros(2, 4))
+    _sum_parts(zeros(2, 4))
     norm_gate(u, u, None, None, True, 1e-5, 1.0)
     instance_norm(u[0], None, None, 1e-5)
-    fuse_states(u, torch.zeros(1, 4), torch.zeros(1, 2, dtype=torch.int64), 0)
-    u, m = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 2)
-    delta, A, B = torch.zeros(1, 1, 1, 2, 4), -torch.ones(2, 4, 2), torch.zeros(1, 1, 1, 2, 2)
+    fuse_states(u, zeros(1, 4), zeros(1, 2, dtype=torch.int64), 0)
+    u, m = zeros(1, 1, 1, 4), zeros(1, 1, 1, 2)
+    delta, A, B = zeros(1, 1, 1, 2, 4), zeros(2, 4, 2) - 1, zeros(1, 1, 1, 2, 2)
     wavefront.backward(wavefront.forward(u, delta, A, B, m, None, None, False), u, delta, A, B, m, None, None, False)

@@ -187,7 +187,9 @@ def _task(job, scratch, positions, following, b, block, k, first):
         to_columns(weight + v * taps * LANES_BYTES, source, channels - v * LANES, taps, 1.0)
     order = job.order + b * job.order_b + k * job.order_k if job.order else 0
     x_at, u_at, dx_at = address(job.x, b, k, channel), address(job.u, b, k, channel), address(job.dx, b, k, channel)
-    seen = visited(order, job.order_t, T)
+    seen = visited(order, job.order_t, T, job.positions, job.counter)
+    if seen < 0:
+        return
     if seen < job.positions:
         if not backwards:
             fill(u_at, job.u.l, job.u.size, job.positions, channels)

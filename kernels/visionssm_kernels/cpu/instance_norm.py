@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import buffers
 from .rows import compiled
 from .simd import (
     LANES,
@@ -124,7 +125,7 @@ def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: fl
         return y
     piece = max(1, min(_ROWS, _PIECE // channels))
     pieces = -(-rows // piece)
-    means, squares = torch.empty(2, batch, pieces, channels).unbind()
+    means, squares = buffers.empty(2, batch, pieces, channels).unbind()
 
     def job(counter: int, *results: Tensor) -> NormJob:
         mean, scale, shift, target = (t.data_ptr() for t in results) if results else (means.data_ptr(), 0, 0, 0)
@@ -133,7 +134,7 @@ def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: fl
         )
 
     run_tasks(_norm, job, batch * pieces)
-    share = torch.full((pieces, 1), piece / rows, dtype=torch.float64)
+    share = buffers.zeros(pieces, 1, dtype=torch.float64) + piece / rows
     share[-1] = (rows - (pieces - 1) * piece) / rows
     mean = (means * share).sum(1)
     variance = squares.double().sum(1) / rows + ((means - mean[:, None]).square() * share).sum(1)

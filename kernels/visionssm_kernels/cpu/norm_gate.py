@@ -12,9 +12,9 @@ from array import array
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from .buffers import empty
 from .rows import LANES_BYTES, compiled
 from .simd import (
     LANES,
@@ -156,7 +156,7 @@ def norm_gate(
     x: Tensor, gate: Tensor, weight: Tensor | None, bias: Tensor | None, norm: bool, eps: float, scale: float
 ) -> Tensor:
     """y: see `visionssm_kernels.fused`; everything float32."""
-    y = torch.empty(x.shape)
+    y = empty(*x.shape)
     if y.numel() == 0:
         return y
     x, x_row = _rows(x)

@@ -23,8 +23,10 @@ from .simd import (
     F32,
     LANES,
     MASKS,
+    atomic_next,
     copy_positions,
     count_positions,
+    last_position,
     load_f32_part,
     load_int,
     prefetch,
@@ -33,11 +35,12 @@ from .simd import (
 )  # fmt: skip
 
 __all__ = [
-    "LANES_BYTES", "NOTHING", "Rows", "address", "ask", "compiled", "compiled_entry", "fill", "gather", "pack",
+    "FAULTS", "LANES_BYTES", "NOTHING", "Rows", "address", "ask", "compiled", "compiled_entry", "fill", "gather", "pack",
     "parameter_row", "refer", "scatter", "steps_of", "to_columns", "to_rows", "unpack", "visited", "zero",
 ]  # fmt: skip
 
 LANES_BYTES = 4 * LANES
+FAULTS = 8  # bytes from the task counter to that of routes which leave the image
 _KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
 
@@ -123,16 +126,22 @@ def steps_of(positions, order, stride, start, steps):
 
 
 @compiled
-def visited(order, stride, steps):
-    """How many of the steps are not padding."""
+def visited(order, stride, steps, positions, counter):
+    """How many of the steps are not padding; -1, and a fault for `run_tasks`, where one lies beyond the positions there are."""
     if order == 0:
-        return steps
-    if stride == 4:
-        return count_positions(order, steps)
-    count = 0
-    for t in range(steps):
-        count += 1 if load_int(order + t * stride) >= 0 else 0
-    return count
+        count, last = steps, steps - 1
+    elif stride == 4:
+        count, last = count_positions(order, steps), last_position(order, steps)
+    else:
+        count, last = 0, -1
+        for t in range(steps):
+            position = load_int(order + t * stride)
+            count += 1 if position >= 0 else 0
+            last = max(last, position)
+    if last < positions:
+        return count
+    atomic_next(counter + FAULTS)
+    return -1
 
 
 @compiled

@@ -171,9 +171,11 @@ def _backward_task(p, job, grad_states, scratch, positions, following, b, block,
     zero(dbias, 2 * width)
 
     order = route_of(p, b, k)
+    seen = visited(order, p.order_t, T, p.positions, p.counter)
+    if seen < 0:
+        return
     du_at, ddelta_at = address(job.du, b, k, channel), address(job.ddelta, b, k, channel)
     db_at, dc_at = address(job.dB, b, k, 0) + block * job.part, address(job.dC, b, k, 0) + block * job.part
-    seen = visited(order, p.order_t, T)
     if seen < p.positions and p.pieces == 1:  # else they are zero
         if first:
             fill(du_at, job.du.l, job.du.size, p.positions, channels)

@@ -149,8 +149,10 @@ def _forward_task(p, job, states, scratch, positions, following, own, b, block, 
         to_columns(h, p.starts + 4 * N * number, channels, N, 1.0)  # width is 1
 
     order = route_of(p, b, k)
+    seen = visited(order, p.order_t, T, p.positions, p.counter)
+    if seen < 0:
+        return
     y_at = address(job.y, b, k, channel)
-    seen = visited(order, p.order_t, T)
     complete = seen >= p.positions
     kind = job.u.kind if job.u.kind == job.delta.kind else F16
     plain = seen == T and p.softplus and states is None and kind != F16

@@ -29,7 +29,7 @@ import math
 from typing import NamedTuple
 
 from .loops import scan_end, scan_fade
-from .rows import LANES_BYTES, address, compiled, gather, parameter_row, steps_of, to_columns, to_rows, zero
+from .rows import LANES_BYTES, address, compiled, gather, parameter_row, steps_of, to_columns, to_rows, visited, zero
 from .simd import LANES, add, load, mul, softplus, store, store_f32_part, zeros
 
 __all__ = [
@@ -156,6 +156,8 @@ def opening_task(p, inputs, delta, weights, scratch, positions, following, b, bl
     to_columns(a, p.A + parameter * N * 4, channels, N, LOG2E)
     zero(h, N)
     order = route_of(p, b, k)
+    if visited(order, p.order_t, T, p.positions, p.counter) < 0:
+        return
     x_at, delta_at, rows_at = address(inputs, b, k, channel), address(delta, b, k, channel), address(weights, b, k, 0)
     total = zeros()
     first, last = chunks_of(p, piece)

@@ -34,6 +34,7 @@ __all__ = [
     "exp2",
     "fma",
     "fresh_float_mode",
+    "last_position",
     "load",
     "load_float",
     "load_int",
@@ -519,6 +520,17 @@ def count_positions(e: Emitter, address: ir.Value, count: ir.Value) -> ir.Value:
 
     (total,) = _each_ints(e, address, count, [e.constant(0, _IVEC)], body)
     return e.b.zext(e.call(f"llvm.vector.reduce.add.v{LANES}i32", _I32, total), _I64)
+
+
+@operation(_i64, _i64, _i64)
+def last_position(e: Emitter, address: ir.Value, count: ir.Value) -> ir.Value:
+    """The largest of `count` contiguous int32, or -1."""
+
+    def body(values: ir.Value, _index: ir.Value, _mask: ir.Value, most: ir.Value) -> list[ir.Value]:
+        return [e.b.select(e.b.icmp_signed(">", values, most), values, most)]
+
+    (most,) = _each_ints(e, address, count, [e.constant(-1, _IVEC)], body)
+    return e.b.sext(e.call(f"llvm.vector.reduce.smax.v{LANES}i32", _I32, most), _I64)
 
 
 @operation(_void, _i64, _i64, _i64)

@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from .buffers import empty
 from .loops import WIDTHS, sum_taps
 from .rows import LANES_BYTES, compiled
 from .simd import (
@@ -116,7 +116,7 @@ def fuse_states(x: Tensor, weight: Tensor, offsets: Tensor, margin: int) -> Tens
         margin: the largest of them.
     """
     batch, height, columns, channels = x.shape
-    y = torch.empty(x.shape)
+    y = empty(*x.shape)
     vectors = -(-channels // LANES)
     width = next(w for w in WIDTHS if vectors % w == 0)
     blocks = vectors // width

@@ -23,7 +23,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .rows import compiled_entry
+from .rows import FAULTS, compiled_entry
 
 __all__ = ["Entry", "reader", "run_tasks"]
 
@@ -102,11 +102,15 @@ def _helpers(count: int) -> ThreadPoolExecutor:
 
 
 def run_tasks(entry: Entry, make_job: Callable[[int], NamedTuple], tasks: int) -> None:
-    """Runs entry(make_job(address of a task counter)) on as many threads as torch would use, until all tasks are done."""
+    """Runs entry(make_job(address of a task counter)) on as many threads as torch would use, until all tasks are done.
+
+    Raises:
+        ValueError: a task met a route that leaves the image; what it should have written is undefined.
+    """
     if tasks == 0:
         return
-    function, counter = entry.pointer, ctypes.c_int64(0)
-    job = array("q", _numbers(make_job(ctypes.addressof(counter))))
+    function, counters = entry.pointer, (ctypes.c_int64 * 2)()
+    job = array("q", _numbers(make_job(ctypes.addressof(counters))))
     data, threads = job.buffer_info()[0], torch.get_num_threads()
     if threads == 1 or tasks == 1:
         function(data)
@@ -119,3 +123,5 @@ def run_tasks(entry: Entry, make_job: Callable[[int], NamedTuple], tasks: int) -
         for future in futures:
             if not future.cancel():  # one that has not begun has nothing left to do
                 future.result()
+    if counters[FAULTS // 8]:
+        raise ValueError("order holds positions that u or x does not have")

@@ -20,11 +20,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import types
 from torch import Tensor
 
+from .buffers import empty
 from .rows import LANES_BYTES, compiled, to_columns, to_rows, zero
 from .simd import (
     LANES,
@@ -332,7 +332,7 @@ def forward(
     batch, rows, columns, channels = u.shape
     inputs = [_dense(x) for x in (u, delta, B, C)]
     A, D, bias = A.float().contiguous(), *(None if x is None else x.float().contiguous() for x in (D, bias))
-    y = torch.empty(u.shape)
+    y = empty(*u.shape)
     blocks = -(-channels // LANES)
 
     def job(counter: int) -> WaveJob:
@@ -354,10 +354,10 @@ def backward(
     states, blocks = A.shape[2], -(-channels // LANES)
     inputs = [_dense(x) for x in (u, delta, B, C, grad)]
     A_, D_, bias_ = A.float().contiguous(), *(None if x is None else x.float().contiguous() for x in (D, bias))
-    du, ddelta = torch.empty(u.shape), torch.empty(delta.shape)
-    dB = torch.empty(blocks, batch, rows, columns, 2, states)
-    dC = torch.empty(blocks, batch, rows, columns, states)
-    dA, dD, dbias = torch.empty(batch, *A.shape), torch.empty(batch, channels), torch.empty(batch, 2, channels)
+    du, ddelta = empty(*u.shape), empty(*delta.shape)
+    dB = empty(blocks, batch, rows, columns, 2, states)
+    dC = empty(blocks, batch, rows, columns, states)
+    dA, dD, dbias = empty(batch, *A.shape), empty(batch, channels), empty(batch, 2, channels)
 
     def job(counter: int) -> WaveJob:
         outputs = (_refer(x, reverse) for x in (du, ddelta, dB.flatten(0, 1), dC.flatten(0, 1)))

@@ -129,10 +129,14 @@ def _convolve(
     return out
 
 
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def route_conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool) -> Tensor:
     """u (B, L, K, D) of x's dtype; x (B, L, Kx, D), weight (K, D, W), bias (K, D) or None, order as in
     `routed_scan_forward`."""
-    return _convolve(unit_rows(x), weight.contiguous(), bias, unit_rows(order), silu, -1)
+    return _convolve(unit_rows(x), weight.contiguous(), _contiguous(bias), unit_rows(order), silu, -1)
 
 
 def route_conv_backward(
@@ -140,6 +144,7 @@ def route_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(dx, dweight, dbias) in the shapes and dtypes of x, weight and bias."""
     grad_u, x, weight, order = unit_rows(grad_u), unit_rows(x), weight.contiguous(), unit_rows(order)
+    bias = _contiguous(bias)
     (batch, length, x_routes, dim), (routes, _, taps) = x.shape, weight.shape
     steps = length if order is None else order.shape[-1]
     grid = _grid(batch, routes, dim, steps)
