@@ -148,6 +148,12 @@ def test_every_parameter_learns() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_half_precision_learns() -> None:
+    model = nano().train().bfloat16()
+    model(torch.randn(1, 3, 16, 16).bfloat16()).float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_stable_sort_is_another_function_on_cpus() -> None:
     x = torch.rand(1, 3, 40, 40)
     published, stable = nano(), nano(sort="stable")

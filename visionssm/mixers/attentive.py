@@ -172,7 +172,7 @@ class AttentiveScan(nn.Module):
         if not torch.is_grad_enabled():
             return F.embedding(category_BL, table_TN)
         hard_BLT = F.one_hot(category_BL, self.categories).to(soft_BLT.dtype)
-        return (hard_BLT - soft_BLT.detach() + soft_BLT) @ table_TN
+        return (hard_BLT - soft_BLT.detach() + soft_BLT).to(table_TN.dtype) @ table_TN
 
     def _prompts(self, soft_BLT: Tensor, category_BL: Tensor, step_BL: Tensor) -> Tensor:
         """What each position reads: the prompt of the raster position whose number is the step that visits it."""
