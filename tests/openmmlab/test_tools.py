@@ -139,6 +139,27 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(trained, scenes: Path, mon
         run(f"train_{task}", monkeypatch, *command(task, scenes, output))
 
 
+def test_overwriting_discards_the_run_that_was_there(trained, scenes: Path, monkeypatch, tmp_path: Path) -> None:
+    """Neither resumed nor measured again, also where the new run is killed at once or keeps no best checkpoint."""
+    task, old = trained
+    output = tmp_path / "run"
+    shutil.copytree(old, output)
+    arguments = ["default_hooks.checkpoint.save_best=null", *command(task, scenes, output)[1:]]
+
+    def killed(runner) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mmengine.runner.Runner.train", killed)
+        with pytest.raises(SystemExit, match="interrupted"):
+            run(f"train_{task}", patched, CONFIGS[task], *arguments, "--overwrite")
+    assert not [*output.glob("*.pth"), *output.glob("*.json"), *output.glob("last_checkpoint")]
+    (output / "best_of_another_run.pth").touch()
+    run(f"train_{task}", monkeypatch, CONFIGS[task], *arguments, "--resume", "auto")
+    only = {"detection": "epoch_1.pth", "segmentation": "iter_1.pth"}[task]
+    assert json.loads((output / "metrics.json").read_text())["checkpoint"] == only
+
+
 def test_a_killed_training_resumes(scenes: Path, monkeypatch, tmp_path: Path) -> None:
     """Killed without warning in its second epoch, it goes on from the first and does not train that again."""
     output = tmp_path / "run"

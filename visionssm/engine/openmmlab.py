@@ -173,7 +173,7 @@ def train(
         config: of `open_config`, with `work_dir`.
         task: what it is for.
         resume: "auto" for the folder's last checkpoint if there is one, a file, or "never".
-        overwrite: start anew in a folder that holds a run.
+        overwrite: start anew in a folder that holds a run; what that left is removed before the first step.
         pictures: how many are drawn.
 
     Returns:
@@ -213,8 +213,10 @@ def train(
             begun = load_weights(runner.model, config.load_from, fine_tune=True)
             runner.logger.info(f"{len(begun)} parameters start anew: {', '.join(begun[:6])}" if begun else "all loaded")
             runner._load_from = None
+        if not config.resume and is_main_process():
+            _discard_run(folder)
         runner.train()
-    best = best_checkpoint(folder)
+    best = best_checkpoint(runner)
     load_weights(_unwrapped(runner.model), best)
     scores = test(runner)
     metrics = {
@@ -252,23 +254,40 @@ def test(runner: Any) -> dict[str, float]:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run."""
     note = folder / "last_checkpoint"
-    path = Path(note.read_text().strip()) if note.is_file() else None
-    if path is not None and not path.is_file():  # the folder was moved
-        path = folder / path.name
+    path = _moved(Path(note.read_text().strip()), folder) if note.is_file() else None
     return path if path is not None and path.is_file() else None
 
 
-def best_checkpoint(folder: Path) -> Path:
-    """The best checkpoint of a run if it kept one, else the last.
+def best_checkpoint(runner: Any) -> Path:
+    """The best checkpoint of a training if it kept one, else the last.
 
     Raises:
         UserError: there is none.
     """
-    best = sorted(folder.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
-    path = best[-1] if best else last_checkpoint(folder)
+    from mmengine.hooks import CheckpointHook
+
+    folder = Path(runner.work_dir)
+    noted: list[str | None] = []
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook):
+            noted += [getattr(hook, "best_ckpt_path", None), *getattr(hook, "best_ckpt_path_dict", {}).values()]
+    best = [path for name in noted if name and (path := _moved(Path(name), folder)).is_file()]
+    path = max(best, key=lambda path: path.stat().st_mtime) if best else last_checkpoint(folder)
     if path is None:
         raise UserError(f"{folder} holds no checkpoint")
     return path
+
+
+def _moved(path: Path, folder: Path) -> Path:
+    """Where a run's file is if its folder was moved."""
+    return path if path.is_file() else folder / path.name
+
+
+def _discard_run(folder: Path) -> None:
+    """Removes what an earlier run left and by which it would be resumed, measured or shown."""
+    for pattern in ("last_checkpoint", "best_*.pth", "epoch_*.pth", "iter_*.pth", CARD, "metrics.json", "predictions.png"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def check_classes(model: nn.Module, dataset: Any) -> None:
