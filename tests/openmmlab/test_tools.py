@@ -133,6 +133,23 @@ def test_prediction_draws_and_writes_figures(trained, scenes: Path, monkeypatch,
         assert all(decode(o["segmentation"]).shape == (128, 128) for o in objects)
 
 
+def test_turned_photographs_are_drawn_upright(trained, scenes: Path, monkeypatch, tmp_path: Path) -> None:
+    """What was found in a picture that its EXIF turns lies where it was found in the picture turned beforehand."""
+    _, output = trained
+    upright = Image.open(scenes / "images" / "validation" / "0000.png").crop((0, 0, 128, 64))
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # show it turned by 90 degrees clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    found = tmp_path / "found"
+    run("predict", monkeypatch, output, tmp_path / "upright.png", tmp_path / "turned.png", "--output", found, "--cpu")
+    names = [path.name for path in found.glob("turned*")]
+    assert names
+    for name in names:
+        expected = np.asarray(Image.open(found / name.replace("turned", "upright")))
+        np.testing.assert_array_equal(np.asarray(Image.open(found / name)), expected)
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(trained, scenes: Path, monkeypatch) -> None:
     task, output = trained
     with pytest.raises(SystemExit, match=r"error: .* already holds a run; continue it with --resume auto"):

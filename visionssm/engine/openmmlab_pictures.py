@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from visionssm.data.classification import open_image
+from visionssm.data.classification import CorruptImage, open_image
 from visionssm.engine.openmmlab import Task, build_model, load_weights
 
 __all__ = ["Finder", "Found", "Instances", "draw_examples", "draw_instances", "draw_labels", "found_instances"]
@@ -60,6 +60,16 @@ def _enlarged(image: np.ndarray) -> tuple[Image.Image, float]:
     scale = max(1.0, _SIDE / max(image.shape[:2]))
     size = round(image.shape[1] * scale), round(image.shape[0] * scale)
     return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), scale
+
+
+def _read(path: str) -> np.ndarray:
+    """An image as the pipelines read it, upright by its EXIF: (H, W, 3) uint8, RGB."""
+    import mmcv
+
+    image = mmcv.imread(path, channel_order="rgb")
+    if image is None:
+        raise CorruptImage(f"cannot read image {path}: no format that OpenCV knows")
+    return image
 
 
 def draw_instances(image: np.ndarray, found: Instances, classes: Sequence[str]) -> Image.Image:
@@ -157,7 +167,8 @@ class Finder:
         """
         from mmengine.dataset import pseudo_collate
 
-        image = np.asarray(open_image(path, path))
+        open_image(path, path)  # the pipeline takes files that are cut short
+        image = _read(path)
         data = self.pipeline({"img_path": path, "img_id": 0, "reduce_zero_label": False, "seg_fields": []})
         with torch.no_grad():
             (sample,) = self.model.test_step(pseudo_collate([data]))
@@ -206,7 +217,7 @@ def draw_examples(runner: Any, task: Task, path: str | Path, *, count: int, thre
     for index in range(min(count, len(dataset))):
         with torch.no_grad():
             (sample,) = model.eval().test_step(pseudo_collate([dataset[index]]))
-        image = np.asarray(Image.open(sample.metainfo["img_path"]).convert("RGB"))
+        image = _read(sample.metainfo["img_path"])
         if task == "detection":
             pair = [draw_instances(image, _true_instances(sample), classes)]
             pair.append(draw_instances(image, found_instances(sample, threshold=threshold), classes))
