@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -232,6 +233,15 @@ def test_errors_are_one_line(words: list[str], message: str, scenes: Path, monke
     assert "\n" not in str(caught.value)
 
 
+def test_the_commands_of_the_readme(monkeypatch, tmp_path: Path) -> None:
+    """They find everything but the data."""
+    (words,) = re.findall(r"python tools/train_detection\.py (.*=.*)", (ROOT / "README.md").read_text())
+    config, *overrides = words.split()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"error: no such file: data/coco/annotations/instances_train2017\.json"):
+        run("train_detection", monkeypatch, ROOT / config, *overrides)
+
+
 def test_a_classifiers_weights_are_no_detectors(scenes: Path, monkeypatch, tmp_path: Path) -> None:
     torch.save({"model": {"stem.conv1.weight": torch.zeros(1)}}, tmp_path / "classifier.pth")
     words = [f"load_from={tmp_path / 'classifier.pth'}"]
@@ -246,7 +256,7 @@ def test_a_corrupt_image_is_named(task: str, scenes: Path, monkeypatch, tmp_path
     for path in (broken / "images" / "training").iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(SystemExit, match=r"error: corrupt image: .*training/\d+\.png"):
-        run(f"train_{task}", monkeypatch, *command(task, broken, tmp_path / "run"))
+        run(f"train_{task}", monkeypatch, *command(task, scenes, tmp_path / "run", "--data", broken))
 
 
 def test_label_maps_of_more_classes(scenes: Path, monkeypatch, tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from torch import nn
 
 from visionssm.checkpoints import CheckpointError, read_checkpoint
 from visionssm.data.digit_scenes import SceneSettings, write_digit_scenes
-from visionssm.data.errors import DataError, UserError, did_you_mean
+from visionssm.data.errors import DataError, UserError
 from visionssm.engine.checkpoint import write_atomic
+from visionssm.engine.openmmlab_overrides import check_override
 from visionssm.engine.openmmlab_seeding import seed_albumentations
 
 __all__ = [
@@ -54,10 +55,11 @@ def open_config(path: str | Path, task: Task, overrides: Sequence[str] = ()) -> 
     Args:
         path: Python file.
         task: what it must be for.
-        overrides: "dotted.key=value" for keys that are there, "+dotted.key=value" for new ones; values as in Python, else text.
+        overrides: "dotted.key=value" for keys that are there or are arguments of the class there, "+dotted.key=value" for others;
+            values as in Python, else text.
 
     Raises:
-        UserError: no such file, not readable, for another task, or an unknown key.
+        UserError: no such file, not readable, for another task, an unknown key, or one that nothing would read.
     """
     packages(task)
     from mmengine.config import Config
@@ -76,20 +78,12 @@ def open_config(path: str | Path, task: Task, overrides: Sequence[str] = ()) -> 
         key, found, value = text.partition("=")
         if not found:
             raise UserError(f"{text!r} is not of the form key=value")
-        if not key.startswith("+"):
-            _check_key(config, key)
-        config.merge_from_dict({key.removeprefix("+"): _value(value)})
+        check_override(config, key)
+        try:
+            config.merge_from_dict({key.removeprefix("+"): _value(value)})
+        except (TypeError, KeyError, IndexError) as error:
+            raise UserError(f"{text!r} does not fit the config: {_line(error)}") from error
     return config
-
-
-def _check_key(config: Any, key: str) -> None:
-    node: Any = config
-    for depth, part in enumerate(key.split(".")):
-        known = [str(i) for i in range(len(node))] if isinstance(node, (list, tuple)) else list(node or ())
-        if part not in known:
-            where = ".".join(key.split(".")[:depth]) or "the config"
-            raise UserError(f"{where} has no {part!r}; {did_you_mean(part, known)} (+{key}=... adds it)")
-        node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
 
 
 def _value(text: str) -> Any:
@@ -285,7 +279,15 @@ def _moved(path: Path, folder: Path) -> Path:
 
 def _discard_run(folder: Path) -> None:
     """Removes what an earlier run left and by which it would be resumed, measured or shown."""
-    for pattern in ("last_checkpoint", "best_*.pth", "epoch_*.pth", "iter_*.pth", CARD, "metrics.json", "predictions.png"):
+    for pattern in (
+        "last_checkpoint",
+        "best_*.pth",
+        "epoch_*.pth",
+        "iter_*.pth",
+        CARD,
+        "metrics.json",
+        "predictions.png",
+    ):
         for path in folder.glob(pattern):
             path.unlink()
 
@@ -415,14 +417,47 @@ def build_model(config: Any, task: Task) -> Any:
         raise UserError(f"the config cannot be built: {_line(error)}") from error
 
 
-def move_data(config: Any, root: str | Path) -> None:
-    """Points the test split, and its metric, at another `data_root`."""
-    dataset = config.test_dataloader.dataset
-    old, dataset.data_root = str(dataset.data_root), str(root)
-    evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
-    for evaluator in evaluators:
-        if "ann_file" in evaluator:
-            evaluator.ann_file = str(Path(root) / os.path.relpath(evaluator.ann_file, old))
+def move_data(config: Any, root: str | Path, splits: Sequence[str] = ("test",)) -> None:
+    """Points splits, and their metrics, at another `data_root`.
+
+    Args:
+        config: of `open_config`.
+        root: in place of the datasets' own.
+        splits: of "train", "val" and "test"; those that the config lacks are left out.
+
+    Raises:
+        UserError: a split that has no data_root.
+    """
+    config.pop("digit_scenes", None)  # they are drawn for the config's own root
+    for split in splits:
+        loader = config.get(f"{split}_dataloader")
+        if not loader:
+            continue
+        datasets = list(_with_root(loader.dataset))
+        if not datasets:
+            raise UserError(
+                f"--data: {split}_dataloader.dataset of the config has no data_root; set its ann_file and data_prefix instead"
+            )
+        old = datasets[0].data_root
+        for dataset in datasets:
+            dataset.data_root = str(root)
+        evaluators = config.get(f"{split}_evaluator") or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            for key, value in evaluator.items():
+                if isinstance(value, str) and Path(value).is_relative_to(old):
+                    evaluator[key] = str(Path(root) / Path(value).relative_to(old))
+
+
+def _with_root(node: Any) -> Iterator[Any]:
+    """The datasets of a config that have a data_root, also those inside others."""
+    if isinstance(node, list):
+        for part in node:
+            yield from _with_root(part)
+    elif isinstance(node, dict):
+        if node.get("data_root"):
+            yield node
+        else:
+            yield from _with_root(node.get("dataset", node.get("datasets")))
 
 
 def task_of_config(path: Path) -> Task:

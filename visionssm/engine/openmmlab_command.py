@@ -30,6 +30,7 @@ def parse(task: Task, description: str | None) -> argparse.Namespace:
         "overrides", nargs="*", help="dotted.key=value, in place of what the config says; +key adds one"
     )
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="the same, as an option")
+    parser.add_argument("--data", metavar="FOLDER", help="data_root of all splits, in place of the config's")
     parser.add_argument("--work-dir", metavar="FOLDER", help=f"in place of the config's (default runs/{task}/<config>)")
     parser.add_argument("--resume", default="never", metavar="auto|PATH", help="continue from a checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
@@ -54,6 +55,8 @@ def run(task: Task, description: str | None) -> str:
         config = open_config(args.config, task, [*args.overrides, *args.cfg_options])
         if args.work_dir or not config.get("work_dir"):
             config.work_dir = args.work_dir or f"runs/{task}/{Path(args.config).stem}"
+        if args.data is not None:
+            move_data(config, args.data, ("train", "val", "test"))
         if args.launcher != "none" and not torch.cuda.is_available():
             raise UserError(f"--launcher {args.launcher}: MMEngine runs several processes on GPUs only")
         config.launcher = args.launcher
