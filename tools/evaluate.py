@@ -55,8 +55,9 @@ def parse() -> argparse.Namespace:
         help='"digits", "hfds/<name>" or a folder that holds the splits; to restore: "photographs" or clean pictures; '
         "volumes: a folder or list as in training; detection, segmentation: data_root, in place of the config's",
     )
-    parser.add_argument("--split", default="validation", help="which part (default: validation); volumes: also all")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
+    group = parser.add_argument_group("all but detection, segmentation", argument_default=argparse.SUPPRESS)
+    group.add_argument("--split", help="which part (default: validation); volumes: also all")
     group = parser.add_argument_group("classification", argument_default=argparse.SUPPRESS)
     group.add_argument("--batch-size", type=int)
     group.add_argument("--workers", type=int)
@@ -209,6 +210,7 @@ JOBS = {
     "classification": Job(
         classify,
         {
+            "split": "validation",
             "batch_size": 64,
             "workers": 0,
             "image_size": None,
@@ -221,6 +223,7 @@ JOBS = {
     "restoration": Job(
         restore,
         {
+            "split": "validation",
             "degraded": None,
             "template": "{}",
             "noise": None,
@@ -239,6 +242,7 @@ JOBS = {
     "volume": Job(
         segment,
         {
+            "split": "validation",
             "recipe": None,
             "layout": None,
             "roi": None,

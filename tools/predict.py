@@ -214,7 +214,7 @@ def find(args: argparse.Namespace) -> None:
 
 JOBS = {
     "detection": Job(find, {"output": None, "json": None, "threshold": 0.3}),
-    "segmentation": Job(find, {"output": None, "json": None, "threshold": 0.0}),
+    "segmentation": Job(find, {"output": None, "json": None}),
     "classification": Job(classify, {"top": 3, "batch_size": 32, "json": None, "sheet": None, "sheet_images": 48}),
     "restoration": Job(
         restore,

@@ -151,6 +151,46 @@ def test_turned_photographs_are_drawn_upright(trained, scenes: Path, monkeypatch
         np.testing.assert_array_equal(np.asarray(Image.open(found / name)), expected)
 
 
+def test_prediction_replaces_its_own_pictures_only(trained, scenes: Path, monkeypatch, tmp_path: Path) -> None:
+    task, output = trained
+    source = scenes / "images" / "validation" / "0000.png"
+    one, other, mixed, found = (tmp_path / name for name in ("one", "other", "mixed", "found"))
+    for folder in (one, other, mixed):
+        folder.mkdir()
+        Image.open(source).save(folder / "x.jpg")
+    shutil.copy(source, mixed / "x.png")
+
+    def refused(message: str, *arguments: object) -> None:
+        with pytest.raises(SystemExit, match=message):
+            run("predict", monkeypatch, output, *arguments, "--cpu")
+
+    refused(r"x\.png would replace an input", mixed, "--output", mixed)
+    refused(r"x\.png is there and was not drawn by this tool", one / "x.jpg", "--output", mixed)
+    refused(r"one/x\.jpg and .*other/x\.jpg would both be written to", one, other, "--output", found)
+    assert (mixed / "x.png").read_bytes() == source.read_bytes()
+    assert not found.exists()
+    if task == "segmentation":
+        shutil.copy(one / "x.jpg", one / "x_labels.jpg")
+        refused(r"would both be written to .*x_labels\.png", one, "--output", found)
+    for _ in range(2):
+        run("predict", monkeypatch, output, other / "x.jpg", "--output", found, "--cpu")
+
+
+def test_options_without_effect_are_refused(trained, monkeypatch, tmp_path: Path) -> None:
+    task, output = trained
+    tools = [
+        ("evaluate", ["--split", "train"]),
+        ("evaluate", ["--precision", "bf16"]),
+        ("predict", ["--precision", "bf16"]),
+    ]
+    if task == "segmentation":
+        tools.append(("predict", ["--threshold", "0.9"]))
+    for tool, words in tools:
+        inputs = [output / "predictions.png", "--output", tmp_path] if tool == "predict" else []
+        with pytest.raises(SystemExit, match=f"error: {words[0]}"):
+            run(tool, monkeypatch, output, *inputs, *words, "--cpu")
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(trained, scenes: Path, monkeypatch) -> None:
     task, output = trained
     with pytest.raises(SystemExit, match=r"error: .* already holds a run; continue it with --resume auto"):

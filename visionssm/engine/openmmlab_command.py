@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from visionssm.data.classification import CorruptImage
 from visionssm.data.errors import UserError
@@ -113,37 +114,82 @@ def predict(args: argparse.Namespace) -> Iterator[str]:
         A line per image, while it goes.
 
     Raises:
-        UserError: no such run, config, weights or images.
+        UserError: no such run, config, weights or images; files that would be lost.
     """
     if args.output is None:
         raise UserError(f"{args.model} finds things in pictures: say where to draw them, --output FOLDER")
+    if args.precision != "no":
+        raise UserError("--precision: detectors and segmentors predict in float32")
     _use_cpu(args)
     paths = find_images(args.inputs)
     config, checkpoint, task = find_model(args.model, checkpoint=args.checkpoint)
-    finder = Finder(config, checkpoint, task)
     folder = Path(args.output)
+    targets = _targets(paths, folder, task)
+    finder = Finder(config, checkpoint, task)
     folder.mkdir(parents=True, exist_ok=True)
+    threshold = vars(args).get("threshold", 0.0)  # an option for detection only
     found = []
-    for path in paths:
-        target = folder / f"{Path(path).stem}.png"
-        if target.exists() and target.resolve() == Path(path).resolve():
-            raise UserError(f"--output {folder} would overwrite {path}; choose another folder")
+    for path, (target, *labels) in targets.items():
         try:
-            picture, result = finder.draw(path, threshold=args.threshold)
+            picture, result = finder.draw(path, threshold=threshold)
         except CorruptImage as error:
             if not args.skip_corrupt:
                 raise CorruptImage(f"{error} (--skip-corrupt would skip it)") from error
             yield f"skipped: {error}"
             continue
-        picture.save(target)
+        _save(picture, target)
         found.append({"image": path, **result.summary})
-        if result.labels is not None:
-            Image.fromarray(result.labels).save(folder / f"{Path(path).stem}_labels.png")
+        for file in labels:
+            _save(Image.fromarray(result.labels), file)
         yield f"{path} -> {target}: {result.describe()}"
     if not found:
         raise UserError("no image could be read")
     if args.json:
         write_atomic(args.json, json.dumps(found, indent=2).encode())
+
+
+def _targets(paths: Sequence[str], folder: Path, task: Task) -> dict[str, list[Path]]:
+    """The files that are drawn from each image: the picture, and a segmentor's labels.
+
+    Raises:
+        UserError: one would replace another, an input, or a picture that is none of ours.
+    """
+    endings = (".png", "_labels.png") if task == "segmentation" else (".png",)
+    targets = {path: [folder / f"{Path(path).stem}{ending}" for ending in endings] for path in paths}
+    inputs = {Path(path).resolve() for path in paths}
+    drawn: dict[Path, str] = {}
+    for path, files in targets.items():
+        for file in files:
+            place = file.resolve()
+            if place in inputs:
+                raise UserError(f"{file} would replace an input; choose another --output")
+            if place in drawn:
+                raise UserError(
+                    f"{drawn[place]} and {path} would both be written to {file}; predict them into two folders"
+                )
+            if file.exists() and not _is_ours(file):
+                raise UserError(
+                    f"{file} is there and was not drawn by this tool; choose another --output, or move it away"
+                )
+            drawn[place] = path
+    return targets
+
+
+_MARK = ("Software", "visionssm")  # in a PNG, by which a later call knows that it may replace it
+
+
+def _save(picture: Image.Image, target: Path) -> None:
+    text = PngInfo()
+    text.add_text(*_MARK)
+    picture.save(target, pnginfo=text)
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        with Image.open(file) as picture:
+            return picture.info.get(_MARK[0]) == _MARK[1]
+    except OSError:
+        return False
 
 
 def _use_cpu(args: argparse.Namespace) -> None:
