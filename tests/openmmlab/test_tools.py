@@ -107,6 +107,19 @@ def test_evaluation_gives_the_figures_of_the_training(trained, monkeypatch, tmp_
     assert (tmp_path / "p.png").is_file()
 
 
+def test_evaluation_on_other_classes(trained, monkeypatch) -> None:
+    """Fewer, or the same in another order."""
+    task, output = trained
+    names = {"detection": [str(i) for i in range(10)], "segmentation": ["background", *"0123456789"]}[task]
+    for classes, message in (
+        (names[:2], r"palette has not one colour|has 10 classes, the data 2 \(0, 1\): set .* or test_dataloader"),
+        (names[::-1], rf"was trained for the classes .*, in this order; the data has {', '.join(names[::-1])}"),
+    ):
+        words = f"test_dataloader.dataset.metainfo.classes={classes}"
+        with pytest.raises(SystemExit, match=message):
+            run("evaluate", monkeypatch, output, "--cfg-options", words, "--cpu")
+
+
 def test_prediction_draws_and_writes_figures(trained, scenes: Path, monkeypatch, tmp_path: Path, capsys) -> None:
     task, output = trained
     images = tmp_path / "images"
@@ -212,8 +225,11 @@ def test_overwriting_discards_the_run_that_was_there(trained, scenes: Path, monk
         with pytest.raises(SystemExit, match="interrupted"):
             run(f"train_{task}", patched, CONFIGS[task], *arguments, "--overwrite")
     assert not [*output.glob("*.pth"), *output.glob("*.json"), *output.glob("last_checkpoint")]
+    with pytest.raises(SystemExit, match=r"is not an exported model or finished run: it has no config\.json"):
+        run("predict", monkeypatch, output, old / "predictions.png", "--output", tmp_path / "found")
     (output / "best_of_another_run.pth").touch()
-    run(f"train_{task}", monkeypatch, CONFIGS[task], *arguments, "--resume", "auto")
+    run(f"train_{task}", monkeypatch, CONFIGS[task], *arguments, "--resume", "auto", "--pictures", "0")
+    assert not (output / "predictions.png").exists()
     only = {"detection": "epoch_1.pth", "segmentation": "iter_1.pth"}[task]
     assert json.loads((output / "metrics.json").read_text())["checkpoint"] == only
 
@@ -260,6 +276,14 @@ def test_a_killed_training_resumes(scenes: Path, monkeypatch, tmp_path: Path) ->
             r"roi_head\.mask_head has 7 classes, the data 10 \(0, 1, 2, 3, 4, \.\.\.\): set model\.roi_head\.mask_head",
         ),
         (["train_dataloader.dataset.metainfo.classes=('cat','dog')"], "has 10 classes, the data 2 "),
+        (["val_dataloader.dataset.metainfo.classes=('cat','dog')"], r"data 2 \(cat, dog\): set .* or val_dataloader"),
+        (["test_dataloader.dataset.metainfo.classes=('cat','dog')"], r"data 2 \(cat, dog\): set .* or test_dataloader"),
+        (
+            ["train_dataloader.num_workers=1", "train_dataloader.dataset.data_prefix.img=nowhere"],
+            r"no such file: .*/nowhere/\d+\.png$",
+        ),
+        (["--pictures", "-1"], "--pictures -1: must be 0 or more"),
+        (["epochs=1"], r"epochs is only a variable of the config.*: set train_cfg\.max_epochs"),
         (["load_from=nowhere.pth"], "no checkpoint file at nowhere.pth"),
         (["--resume", "nowhere.pth"], "--resume nowhere.pth: no such checkpoint"),
         (["--precision", "bf16"], "needs a GPU"),

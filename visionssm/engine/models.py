@@ -181,12 +181,19 @@ def task_of(source: str) -> str:
     """What a run folder, a model name or a config of MMEngine is for: one of visionssm's tasks, "detection", "segmentation".
 
     Names that visionssm does not know are timm's, so classifiers.
+
+    Raises:
+        UserError: a folder without a readable config.json.
     """
     if source.endswith(".py"):
         from visionssm.engine.openmmlab import task_of_config
 
         return task_of_config(Path(source))
     card = Path(source) / CARD
+    if card.parent.is_dir() and not card.is_file():
+        raise UserError(
+            f"{source} is not an exported model or finished run: it has no {CARD}, which training writes at its end"
+        )
     if card.is_file():
         try:
             content = json.loads(card.read_text(encoding="utf-8"))

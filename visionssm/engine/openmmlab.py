@@ -138,7 +138,9 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"no such file: {error.filename or _line(error)}") from error
+        # a loader's worker hands on its traceback alone, whose end says which
+        named = re.findall(r"No such file or directory: ['\"](.+)['\"]", str(error))
+        raise DataError(f"no such file: {error.filename or (named or [_line(error)])[-1]}") from error
     except json.JSONDecodeError as error:
         raise DataError(f"annotations that are not JSON: {error}") from error
     except CheckpointError as error:
@@ -152,6 +154,10 @@ def _readable() -> Iterator[None]:
             "num_classes of every head, or reduce_zero_label"
         ) from error
     except Exception as error:
+        if "palette does not match classes" in str(error):
+            raise DataError(
+                "a dataset's metainfo.palette has not one colour for each of its metainfo.classes"
+            ) from error
         found = re.search(r"(failed to load image: [^\n'\"]+|cannot identify image file [^\n]+)", str(error))
         if found is None:
             raise
@@ -200,7 +206,9 @@ def train(
     barrier()
     with _readable():
         runner._train_loop = runner.build_train_loop(runner._train_loop)
-        check_classes(runner.model, runner.train_loop.dataloader.dataset)
+        for split, loop in (("train", runner.train_loop), ("val", runner.val_loop), ("test", runner.test_loop)):
+            if loop is not None:
+                check_classes(runner.model, loop.dataloader.dataset, split)
         seed_albumentations(runner.train_loop.dataloader.dataset)
         if config.load_from and not config.resume:
             runner._init_model_weights()  # which training would do after this, over what is loaded
@@ -211,8 +219,7 @@ def train(
             _discard_run(folder)
         runner.train()
     best = best_checkpoint(runner)
-    load_weights(_unwrapped(runner.model), best)
-    scores = test(runner)
+    scores = test(runner, best)
     metrics = {
         "task": task,
         "scores": scores,
@@ -227,18 +234,22 @@ def train(
         card = {"task": task, "config": "config.py", "checkpoint": best.name}
         write_atomic(folder / CARD, json.dumps(card, indent=2).encode())
         write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2).encode())
-        draw_examples(runner, task, folder / "predictions.png", count=pictures)
+        if pictures:
+            draw_examples(runner, task, folder / "predictions.png", count=pictures)
     return metrics
 
 
-def test(runner: Any) -> dict[str, float]:
-    """The packages' own metrics on the config's test split, with the weights that the model has.
+def test(runner: Any, checkpoint: str | Path) -> dict[str, float]:
+    """The packages' own metrics on the config's test split, with the weights of a checkpoint.
 
     Raises:
-        UserError: data that is missing or corrupt.
+        UserError: weights or data that are missing, corrupt, or of other classes.
     """
     with _readable():
         runner._test_loop = runner.build_test_loop(runner._test_loop)
+        dataset = runner.test_loop.dataloader.dataset
+        check_classes(runner.model, dataset, "test")
+        load_weights(runner.model, checkpoint, classes=dataset.metainfo.get("classes") or ())
         runner.call_hook("before_run")
         scores = runner.test_loop.run()
         runner.call_hook("after_run")
@@ -292,13 +303,14 @@ def _discard_run(folder: Path) -> None:
             path.unlink()
 
 
-def check_classes(model: nn.Module, dataset: Any) -> None:
-    """Compares the heads with the data.
+def check_classes(model: nn.Module, dataset: Any, split: str) -> None:
+    """Compares the heads with the data of a split.
 
     Raises:
         DataError: other numbers of classes, or annotations of none of the config's classes.
     """
     classes = dataset.metainfo.get("classes") or ()
+    shown = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
     for name, module in _unwrapped(model).named_modules():
         head = re.sub(r"\.\d+$", "", name).rpartition(".")[2]
         wanted = getattr(module, "num_classes", None)
@@ -306,24 +318,27 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
             continue
         if wanted != len(classes):
             raise DataError(
-                f"{name} has {wanted} classes, the data {len(classes)} ({', '.join(classes[:5])}, ...): "
-                f"set model.{name}.num_classes"
+                f"{name} has {wanted} classes, the data {len(classes)} ({shown}): "
+                f"set model.{name}.num_classes or {split}_dataloader.dataset.metainfo.classes"
             )
     while hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     if getattr(dataset, "cat_ids", None) == []:
-        raise DataError(f"{dataset.ann_file} annotates none of the classes {', '.join(classes[:5])}, ...")
+        raise DataError(f"{dataset.ann_file} annotates none of the classes {shown}")
     if len(dataset) == 0:
-        raise DataError(f"{getattr(dataset, 'ann_file', '') or dataset.data_prefix} holds no images to train on")
+        raise DataError(f"{getattr(dataset, 'ann_file', '') or dataset.data_prefix} holds no images")
 
 
-def load_weights(model: nn.Module, path: str | Path, *, fine_tune: bool = False) -> list[str]:
+def load_weights(
+    model: nn.Module, path: str | Path, *, fine_tune: bool = False, classes: Sequence[str] = ()
+) -> list[str]:
     """Loads a whole detector's or segmentor's weights, our own or published, strictly.
 
     Args:
         model: gets them.
         path: checkpoint.
         fine_tune: parameters of heads that are missing or of another shape start anew.
+        classes: of the data, in order; compared with those that the file names.
 
     Returns:
         Names of the parameters that start anew.
@@ -335,6 +350,7 @@ def load_weights(model: nn.Module, path: str | Path, *, fine_tune: bool = False)
         content: Any = read_checkpoint(path)
     except (FileNotFoundError, CheckpointError) as error:
         raise UserError(str(error)) from error
+    _check_order(path, content, classes)
     state = dict(content.get("state_dict", content.get("model", content)))
     model = _unwrapped(model)
     state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
@@ -375,6 +391,17 @@ def load_weights(model: nn.Module, path: str | Path, *, fine_tune: bool = False)
         named = f"{len(lost)} missing: {', '.join(lost[:4])}; {len(odd)} unexpected: {', '.join(odd[:4])}"
         raise UserError(f"{path} does not fit the config's backbone; {named}")
     return [*shapes, *missing]
+
+
+def _check_order(path: str | Path, content: Any, classes: Sequence[str]) -> None:
+    """Refuses a checkpoint of the same classes in another order: every figure would be of the wrong class."""
+    meta = content.get("meta") or {}
+    trained = (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES") or ()
+    if tuple(trained) != tuple(classes) and set(trained) == set(classes):
+        raise UserError(
+            f"{path} was trained for the classes {', '.join(trained)}, in this order; the data has {', '.join(classes)}: "
+            "set metainfo.classes of its dataset"
+        )
 
 
 def find_model(

@@ -16,7 +16,7 @@ from visionssm.data.classification import CorruptImage
 from visionssm.data.errors import UserError
 from visionssm.engine.checkpoint import write_atomic
 from visionssm.engine.command_line import print_table, user_errors
-from visionssm.engine.openmmlab import Task, find_model, load_weights, move_data, open_config, open_runner, test, train
+from visionssm.engine.openmmlab import Task, find_model, move_data, open_config, open_runner, test, train
 from visionssm.engine.openmmlab_pictures import Finder, draw_examples
 from visionssm.engine.prediction import find_images
 
@@ -67,6 +67,8 @@ def run(task: Task, description: str | None) -> str:
             if "base_batch_size" not in config.get("auto_scale_lr", {}):
                 raise UserError(f"--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size")
             config.auto_scale_lr.enable = True
+        if args.pictures < 0:
+            raise UserError(f"--pictures {args.pictures}: must be 0 or more")
         metrics = train(config, task, resume=args.resume, overwrite=args.overwrite, pictures=args.pictures)
     if int(os.environ.get("RANK", 0)) != 0:
         return ""
@@ -100,8 +102,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         config.work_dir, config.launcher = scratch, "none"
         runner = open_runner(config)
-        load_weights(runner.model, checkpoint)
-        scores = test(runner)
+        scores = test(runner, checkpoint)
         if args.pictures:
             draw_examples(runner, task, args.pictures, count=8)
     return scores
