@@ -6,7 +6,7 @@ torchrun --nnodes 2 --nproc_per_node 8 ... tools/train_detection.py CONFIG --lau
 
 Logs, TensorBoard files and checkpoints go to the config's work_dir; after the last epoch also metrics.json, predictions.png and
 config.json, by which tools/evaluate.py and tools/predict.py take the folder. Data is looked for under data/, as the packages
-have it.
+have it, or in the folder that --data names.
 """
 
 from visionssm.engine.openmmlab_command import run

@@ -232,6 +232,7 @@ def test_overwriting_discards_the_run_that_was_there(trained, scenes: Path, monk
     assert not (output / "predictions.png").exists()
     only = {"detection": "epoch_1.pth", "segmentation": "iter_1.pth"}[task]
     assert json.loads((output / "metrics.json").read_text())["checkpoint"] == only
+    assert (output / "best_of_another_run.pth").is_file()
 
 
 def test_a_killed_training_resumes(scenes: Path, monkeypatch, tmp_path: Path) -> None:

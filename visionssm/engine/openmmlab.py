@@ -215,7 +215,7 @@ def train(
             begun = load_weights(runner.model, config.load_from, fine_tune=True)
             runner.logger.info(f"{len(begun)} parameters start anew: {', '.join(begun[:6])}" if begun else "all loaded")
             runner._load_from = None
-        if not config.resume and is_main_process():
+        if overwrite and not config.resume and is_main_process():
             _discard_run(folder)
         runner.train()
     best = best_checkpoint(runner)

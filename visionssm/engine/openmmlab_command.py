@@ -34,7 +34,9 @@ def parse(task: Task, description: str | None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="FOLDER", help="data_root of all splits, in place of the config's")
     parser.add_argument("--work-dir", metavar="FOLDER", help=f"in place of the config's (default runs/{task}/<config>)")
     parser.add_argument("--resume", default="never", metavar="auto|PATH", help="continue from a checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew in a folder that holds a run, and remove that"
+    )
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="autocast (default: no)")
     parser.add_argument("--auto-scale-lr", action="store_true", help="fit the learning rate to the total batch size")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
@@ -140,8 +142,8 @@ def predict(args: argparse.Namespace) -> Iterator[str]:
             continue
         _save(picture, target)
         found.append({"image": path, **result.summary})
-        for file in labels:
-            _save(Image.fromarray(result.labels), file)
+        if result.labels is not None:
+            _save(Image.fromarray(result.labels), *labels)
         yield f"{path} -> {target}: {result.describe()}"
     if not found:
         raise UserError("no image could be read")
