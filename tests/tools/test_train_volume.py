@@ -25,11 +25,20 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tests.tolerances import TOLERANCES
 from visionssm.data.errors import DataError, UserError
 from visionssm.data.volume_patches import PatchAugmentConfig, VolumePatches, write_generated
-from visionssm.data.volumes import Case, VolumeDataConfig, find_cases, input_cases, read_case, split_cases
+from visionssm.data.volumes import (
+    Case,
+    CorruptVolume,
+    VolumeDataConfig,
+    find_cases,
+    input_cases,
+    read_case,
+    split_cases,
+)
 from visionssm.engine.checkpoint import load_checkpoint
 from visionssm.engine.config import ConfigError, build_config, dump_config, load_config
 from visionssm.engine.loop import Trainer
 from visionssm.engine.volume import VolumeConfig, train_volume
+from visionssm.engine.volume_config import VolumeLossConfig
 from visionssm.engine.volume_files import predict_volumes
 from visionssm.engine.volume_metrics import EMPTY_HD95, dice, hd95, score_regions
 from visionssm.engine.volume_models import build_segmenter, load_volume_model, segment
@@ -126,6 +135,21 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str) -> None:
         read_case(Case(name="x", images=(str(tmp_path / name),)), VolumeDataConfig())
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]), "it holds colours"),
+        (np.complex64, "it holds complex64 values"),
+    ],
+)
+def test_files_without_a_number_per_voxel(tmp_path: Path, kind: Any, message: str) -> None:
+    file = save(tmp_path / "x.nii.gz", np.ones((4, 4, 4), kind))
+    with pytest.raises(
+        CorruptVolume, match=rf"cannot read volume .*x.nii.gz: {message}, but a volume has one real number"
+    ):
+        read_case(Case(name="x", images=(file,)), VolumeDataConfig())
+
+
 def test_channels_that_are_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has 1 channel\(s\) .*but needs t1, t2"):
         read_case(Case(name="x", images=(str(ANATOMICAL),)), VolumeDataConfig(channels=("t1", "t2")))
@@ -176,6 +200,74 @@ def test_lists_that_are_refused(tmp_path: Path, content: str | None, message: st
         (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=message):
         find_cases(VolumeDataConfig(path=str(tmp_path)))
+
+
+def listed(folder: Path, *cases: str) -> VolumeDataConfig:
+    rows = [{"image": f"{case}/image.nii.gz", "label": f"{case}/label.nii.gz"} for case in cases]
+    for row in rows:
+        for file in row.values():
+            save(folder / file, np.ones((4, 4, 4), np.uint8))
+    (folder / "list.json").write_text(json.dumps({"training": rows}))
+    return VolumeDataConfig(name="list", path=str(folder / "list.json"))
+
+
+def test_cases_of_one_file_name_are_named_after_their_folders(tmp_path: Path) -> None:
+    names = [case.name for case in find_cases(listed(tmp_path / "a", "one", "two"))]
+    assert names == ["one_image", "two_image"]
+    names = [case.name for case in find_cases(listed(tmp_path / "b", "x/t1", "y/t1"))]
+    assert names == ["x_t1_image", "y_t1_image"]
+    folders = [str(tmp_path / "a" / name) for name in ("one", "two")]
+    assert [case.name for case in input_cases(folders, ("image",))] == ["one_image", "two_image"]
+    with pytest.raises(DataError, match=r"list.json lists more than one case of .*one/image.nii.gz"):
+        find_cases(listed(tmp_path / "a", "one", "two", "one"))
+
+
+def test_folders_to_predict_give_no_labels_and_no_other_channel(tmp_path: Path) -> None:
+    def files(folder: str, channel: str) -> list[str]:
+        return [Path(case.images[0]).name for case in input_cases([str(tmp_path / folder)], (channel,))]
+
+    for name in ("c-t1c", "c-t2w", "c-seg"):
+        save(tmp_path / "brats" / "c" / f"{name}.nii.gz", np.ones((4, 4, 4), np.uint8))
+    assert files("brats", "t2w") == ["c-t2w.nii.gz"]
+    with pytest.raises(DataError, match=r"several files of one case \(c-t1c.nii.gz, c-t2w.nii.gz\), none .*-ct.nii.gz"):
+        files("brats", "ct")
+    for name in ("p_ct", "p_seg", "q_ct", "q_label"):
+        save(tmp_path / "flat" / f"{name}.nii.gz", np.ones((4, 4, 4), np.uint8))
+    assert files("flat", "ct") == files("flat", "image") == ["p_ct.nii.gz", "q_ct.nii.gz"]
+    save(tmp_path / "labels" / "label.nii.gz", np.ones((4, 4, 4), np.uint8))
+    with pytest.raises(DataError, match=r"nothing but labels: label.nii.gz"):
+        files("labels", "image")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("channels", []),
+        ("channels", ["t1", "t1"]),
+        ("classes", ["background"]),
+        ("classes", ["background", "dark", "dark"]),
+        ("window", [100, -100]),
+        ("window", [5, 5]),
+        ("spacing", [-1, 1, 1]),
+        ("spacing", [0, 1, 1]),
+        ("samples", 0),
+        ("foreground", 2),
+        ("cache", 2),
+        ("cache", "nan"),
+        ("workers", -1),
+        ("regions", {"all": 1}),
+        ("regions", {"all": [2]}),
+    ],
+)
+def test_values_of_a_recipe_that_are_refused(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"data\.{name}.* must be "):
+        build_config(VolumeDataConfig, {name: value}, at="data")
+
+
+@pytest.mark.parametrize("weights", [{"dice": 0, "cross_entropy": 0}, {"dice": -1}, {"deep": -1}])
+def test_losses_that_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="must be at least 0"):
+        build_config(VolumeLossConfig, weights)
 
 
 def test_splits_are_fixed_and_complete() -> None:

@@ -248,6 +248,20 @@ def test_scores_of_a_labelled_folder(network, scan, tmp_path, monkeypatch, capsy
         run("evaluate", monkeypatch, network, *options, "--rgb")
 
 
+def test_every_case_of_a_list_is_scored_under_its_own_name(network, scan, tmp_path, monkeypatch) -> None:
+    rows = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        nibabel.save(nibabel.Nifti1Image(scan, AFFINE), tmp_path / name / "image.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(np.ones(SIZE, np.uint8), AFFINE), tmp_path / name / "label.nii.gz")
+        rows.append({"image": f"{name}/image.nii.gz", "label": f"{name}/label.nii.gz"})
+    (tmp_path / "list.json").write_text(json.dumps({"training": rows}))
+    data, out = ("--data", tmp_path / "list.json", "--layout", "list", "--split", "all"), tmp_path / "out"
+    run("evaluate", monkeypatch, network, *data, "--json", tmp_path / "scores.json", "--predictions", out)
+    assert list(json.loads((tmp_path / "scores.json").read_text())["per_case"]) == ["one_image", "two_image"]
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["one_image.nii.gz", "two_image.nii.gz"]
+
+
 def test_what_is_missing_is_named_in_a_line() -> None:
     with pytest.raises(SystemExit, match=r"monai is not installed: pip install 'visionssm\[medical\]'"), user_errors():
         raise ModuleNotFoundError("No module named 'monai'", name="monai")

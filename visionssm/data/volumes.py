@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 NIFTI = (".nii", ".nii.gz")
+LABELS = ("seg", "label")  # ends of file names that are no input
 SPLIT_STREAM = 4  # keeps the seeds of orders of cases apart from all others
 
 
@@ -101,9 +104,22 @@ class VolumeDataConfig:
             raise DataError(f"data.axcodes={self.axcodes!r} must name one of LR, one of AP and one of SI")
         if not 0 < self.validation < 1 or not 0 <= self.test < 1 - self.validation:
             raise DataError(f"data.validation={self.validation} and data.test={self.test} must leave cases to train on")
+        low, high = self.window or (0, 1)
+        for name, fits, wanted in (
+            ("channels", 0 < len(self.channels) == len(set(self.channels)), "names that differ"),
+            ("classes", 1 < len(self.classes) == len(set(self.classes)), "two or more names that differ"),
+            ("spacing", all(0 < side < math.inf for side in self.spacing or ()), "sizes above 0, in mm"),
+            ("window", -math.inf < low < high < math.inf, "two intensities, the lower first"),
+            ("samples", self.samples is None or self.samples >= 1, "at least 1, or null for one per case"),
+            ("foreground", 0 <= self.foreground <= 1, "a share, 0 to 1"),
+            ("cache", 0 <= self.cache <= 1, "a share, 0 to 1"),
+            ("workers", self.workers >= 0, "at least 0"),
+        ):
+            if not fits:
+                raise DataError(f"data.{name}={getattr(self, name)} must be {wanted}")
         for name, values in self.regions.items():
-            if not values or not set(values) <= set(range(len(self.classes))):
-                raise DataError(f"data.regions.{name}={values} must name labels 0 to {len(self.classes) - 1}")
+            if not isinstance(values, (list, tuple)) or not values or not set(values) <= set(range(len(self.classes))):
+                raise DataError(f"data.regions.{name}={values} must be a list of labels, 0 to {len(self.classes) - 1}")
 
     @property
     def scored(self) -> dict[str, list[int]]:
@@ -160,8 +176,8 @@ def _brats_cases(path: Path, channels: Sequence[str]) -> list[Case]:
     return cases
 
 
-def _ends_in(file: str, channel: str) -> bool:
-    return re.search(rf"[-_]{re.escape(channel)}\.nii(\.gz)?$", file) is not None
+def _ends_in(file: str, *ends: str) -> bool:
+    return any(re.search(rf"(^|[-_]){re.escape(end)}\.nii(\.gz)?$", file) for end in ends)
 
 
 def _listed_cases(path: Path) -> list[Case]:
@@ -170,58 +186,84 @@ def _listed_cases(path: Path) -> list[Case]:
         raise DataError(f"no such list of cases: {file}")
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))["training"]
-        cases = []
-        for row in rows:
-            images = [row["image"]] if isinstance(row["image"], str) else list(row["image"])
-            name = re.sub(r"\.nii(\.gz)?$", "", Path(images[0]).name)
-            cases.append(
-                Case(
-                    name=name,
-                    images=tuple(str(file.parent / image) for image in images),
-                    label=str(file.parent / row["label"]),
-                )
-            )
-    except (ValueError, KeyError, TypeError) as error:
+        images = [[row["image"]] if isinstance(row["image"], str) else list(row["image"]) for row in rows]
+        files = [tuple(str(file.parent / image) for image in channels) for channels in images]
+        labels = [str(file.parent / row["label"]) for row in rows]
+        names = _distinct_names([channels[0] for channels in files])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f'{file} is not a list {{"training": [{{"image": ..., "label": ...}}]}}: {error!r}') from error
-    return cases
+    if twice := sorted({channels[0] for channels, name in zip(files, names, strict=True) if names.count(name) > 1}):
+        raise DataError(f"{file} lists more than one case of {', '.join(twice[:3])}; each image may come up once")
+    return [Case(name=n, images=i, label=label) for n, i, label in zip(names, files, labels, strict=True)]
+
+
+def _distinct_names(files: Sequence[str]) -> list[str]:
+    """Names of cases: of their files, with as many of the folders before them as tell all cases apart, if any do."""
+    places = [Path(_without_ending(os.path.abspath(file))).parts[1:] for file in files]
+    for depth in range(1, max(map(len, places), default=0) + 1):
+        names = ["_".join(place[-depth:]) for place in places]
+        if len(set(names)) == len(names):
+            return names
+    return [place[-1] for place in places]
+
+
+def _without_ending(file: str) -> str:
+    return re.sub(r"\.nii(\.gz)?$", "", file)
 
 
 def input_cases(inputs: Sequence[str], channels: Sequence[str]) -> list[Case]:
     """Cases to predict: NIfTI files, DICOM folders, folders with a file per channel or with a file per case, folders of those.
 
+    Of a folder's files, those that end in "seg" or "label" are left out, and where some end in the only channel, all others.
+    Cases of one name take the names of their folders before it.
+
     Raises:
         DataError: an input that is none of these, or lacks a channel; the message names it.
     """
-    return [case for entry in inputs for case in _input_cases(Path(entry).expanduser(), channels)]
+    found = [place for entry in inputs for place in _input_places(Path(entry).expanduser(), channels)]
+    names = _distinct_names([str(place) for place, _ in found])
+    return [Case(name=name, images=files) for name, (_, files) in zip(names, found, strict=True)]
 
 
-def _input_cases(path: Path, channels: Sequence[str]) -> list[Case]:
+def _input_places(path: Path, channels: Sequence[str]) -> list[tuple[Path, tuple[str, ...]]]:
+    """What each case is named after, and its files."""
     if not path.exists():
         raise DataError(f"no such volume: {path}")
     if not path.is_dir():
         if not path.name.endswith(NIFTI):
             raise DataError(f"{path} is neither a NIfTI file ({', '.join(NIFTI)}) nor a folder")
-        return [_single(path)]
+        return [(path, (str(path),))]
     entries = sorted(path.iterdir())
     files = [entry for entry in entries if entry.name.endswith(NIFTI)]
     folders = [entry for entry in entries if entry.is_dir()]
-    if files and len(channels) > 1:
-        found = [[str(file) for file in files if _ends_in(file.name, channel)] for channel in channels]
-        if any(found):  # else each file holds all channels
-            for channel, matches in zip(channels, found, strict=True):
-                if len(matches) != 1:
-                    what = f"*-{channel}.nii.gz"
-                    raise DataError(f"{path}: channel {channel!r} needs one file {what}, found {len(matches)}")
-            return [Case(name=path.name, images=tuple(matches[0] for matches in found))]
     if files:
-        return [_single(file) for file in files]
+        return _places_of_files(path, files, channels)
     if folders and len(folders) == len(entries):
-        return [case for folder in folders for case in _input_cases(folder, channels)]
-    return [_single(path)]  # a DICOM series
+        return [place for folder in folders for place in _input_places(folder, channels)]
+    return [(path, (str(path),))]  # a DICOM series
 
 
-def _single(path: Path) -> Case:
-    return Case(name=re.sub(r"\.nii(\.gz)?$", "", path.name), images=(str(path),))
+def _places_of_files(
+    folder: Path, files: Sequence[Path], channels: Sequence[str]
+) -> list[tuple[Path, tuple[str, ...]]]:
+    images = [file for file in files if not _ends_in(file.name, *(set(LABELS) - set(channels)))]
+    if not images:
+        raise DataError(f"{folder} holds nothing but labels: {', '.join(file.name for file in files)}")
+    found = [[file for file in images if _ends_in(file.name, channel)] for channel in channels]
+    if len(channels) == 1:
+        if not found[0] and len(images) > 1 and len(files) - len(images) == 1:
+            names = ", ".join(file.name for file in images)
+            raise DataError(
+                f"{folder} holds several files of one case ({names}), none of them *-{channels[0]}.nii.gz; name one"
+            )
+        return [(file, (str(file),)) for file in found[0] or images]
+    if not any(found):  # each file holds all channels
+        return [(file, (str(file),)) for file in images]
+    for channel, matches in zip(channels, found, strict=True):
+        if len(matches) != 1:
+            what = f"*-{channel}.nii.gz"
+            raise DataError(f"{folder}: channel {channel!r} needs one file {what}, found {len(matches)}")
+    return [(folder, tuple(str(matches[0]) for matches in found))]
 
 
 def split_cases(cases: Sequence[Case], config: VolumeDataConfig) -> tuple[list[Case], list[Case], list[Case]]:
@@ -285,6 +327,9 @@ def read_volume(path: str) -> MetaTensor:
             data, affine = np.asarray(volume, dtype=np.float32), np.asarray(volume.affine)
         else:
             image = nibabel.load(path)  # pyright: ignore
+            if (stored := image.get_data_dtype()).kind not in "iuf":  # pyright: ignore
+                what = "colours" if stored.names else f"{stored} values"
+                raise ValueError(f"it holds {what}, but a volume has one real number per voxel and channel")
             data, affine = np.asarray(image.dataobj, dtype=np.float32), image.affine  # pyright: ignore
             data = data[None] if data.ndim == 3 else np.moveaxis(data, -1, 0)
     except FileNotFoundError as error:

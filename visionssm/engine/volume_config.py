@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +27,14 @@ class VolumeLossConfig:
     dice: float = 1.0
     cross_entropy: float = 1.0
     deep: int = 0
+
+    def __post_init__(self) -> None:
+        if not (min(self.dice, self.cross_entropy) >= 0 and 0 < self.dice + self.cross_entropy < math.inf):
+            raise ConfigError(
+                f"loss.dice={self.dice} and loss.cross_entropy={self.cross_entropy} must be at least 0, and one of them above it"
+            )
+        if self.deep < 0:
+            raise ConfigError(f"loss.deep={self.deep} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
