@@ -32,6 +32,7 @@ from rich.progress import (
 
 from visionssm.analysis.scan_benchmark import BenchmarkConfig, run_benchmark, write_report
 from visionssm.analysis.scan_benchmark.cells import Outcome
+from visionssm.analysis.scan_benchmark.cost import by_setting
 from visionssm.analysis.scan_benchmark.run import STAGES
 from visionssm.engine.command_line import print_table, user_errors
 from visionssm.engine.config import load_config
@@ -105,16 +106,19 @@ def main() -> None:
 def _summary(figures: dict[str, Any]) -> None:
     tasks = list(dict.fromkeys(row["task"] for row in figures["learning"]))
     scores = {(row["order"], row["task"]): row for row in figures["learning"]}
-    largest = max((row["height"] * row["width"] for row in figures["cost"]), default=0)
-    times = {row["order"]: row["both_s"] for row in figures["cost"] if row["height"] * row["width"] == largest}
-    rows = []
+    times = {}
+    for setting, rows in by_setting(figures["cost"]).items():
+        most = max(row["tokens"] for row in rows)
+        title = f"ms, {most} tokens" + (f", {setting}" if setting else "")
+        times[title] = {row["order"]: f"{1e3 * row['both_s']:.1f}" for row in rows if row["tokens"] == most}
+    table = []
     for order in (entry["order"] for entry in figures["orders"]):
-        cells: list[Any] = [order, f"{1e3 * times[order]:.1f}" if order in times else None]
+        cells: list[Any] = [order, *(column.get(order) for column in times.values())]
         for task in tasks:
             row = scores.get((order, task))
             cells.append(f"{row['mean']:.3f} ± {row['std']:.3f}" if row else None)
-        rows.append(cells)
-    print_table(["order", f"ms, {largest} tokens", *tasks], rows)
+        table.append(cells)
+    print_table(["order", *times, *tasks], table)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from visionssm.analysis.scan_benchmark.config import (
 )
 from visionssm.analysis.scan_benchmark.cost import cost_cells, growth, peak_bytes
 from visionssm.analysis.scan_benchmark.figures import path_entry
+from visionssm.analysis.scan_benchmark.findings import _cost
 from visionssm.analysis.scan_benchmark.geometry import (
     autocorrelation,
     geometry_cells,
@@ -118,6 +119,28 @@ def test_growth_finds_the_exponent() -> None:
     assert fits["slow"]["forward_error"] == pytest.approx(0, abs=1e-9)
     assert growth(rows[:1]) == []
     assert growth(rows[:2])[0]["forward_error"] is None
+
+
+def test_what_is_said_of_times_keeps_settings_apart() -> None:
+    speeds = {("numba", 1): 1e-6, ("reference", 1): 1e-4, ("numba", 8): 1e-5}
+    cost = [
+        {"order": name, "device": "cpu", "dtype": "float32", "backend": backend, "batch": batch, "tokens": batch * n,
+         "routes": slower**2, "forward_s": speed, "both_s": speed * n * slower, "peak_bytes": 8}
+        for name, slower in (("raster", 1), ("slow", 2))
+        for (backend, batch), speed in speeds.items()
+        for n in (100, 400)
+    ]  # fmt: skip
+    figures = {"cost": cost, "growth": growth(cost)}
+    assert [line.removeprefix("Forward and backward over ") for line in _cost(figures)[::2]] == [
+        "400 tokens (numba, batch 1) take from 0.4 ms (raster, 1 route) to 0.8 ms (slow, 4 routes).",
+        "400 tokens (reference, batch 1) take from 40.0 ms (raster, 1 route) to 80.0 ms (slow, 4 routes).",
+        "3,200 tokens (numba, batch 8) take from 4.0 ms (raster, 1 route) to 8.0 ms (slow, 4 routes).",
+    ]
+    assert _cost(figures)[1] == "Time (numba, batch 1) grows as tokens to the power 1.00 to 1.00; 1 is linear."
+    alone = [row for row in cost if row["backend"] == "reference"]
+    assert _cost({"cost": alone, "growth": growth(alone)})[0].startswith(
+        "Forward and backward over 400 tokens take from"
+    )
 
 
 def test_peak_memory_is_what_is_held_at_once() -> None:

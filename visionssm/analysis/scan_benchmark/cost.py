@@ -22,7 +22,9 @@ from visionssm_kernels import backends, use_backend
 from .cells import Cell
 from .config import CostConfig
 
-__all__ = ["cost_cells", "cost_row", "growth", "measure", "peak_bytes"]
+__all__ = ["SETTING", "by_setting", "cost_cells", "cost_row", "growth", "measure", "peak_bytes"]
+
+SETTING = ("device", "dtype", "backend", "batch")  # times are compared within one of these
 
 
 def cost_cells(scans: Sequence[ScanOrder], config: CostConfig, *, machine: dict[str, Any]) -> list[Cell]:
@@ -154,7 +156,7 @@ def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     from scipy.stats import linregress
 
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    names = ("order", "device", "dtype", "backend", "batch")
+    names = ("order", *SETTING)
     for row in rows:
         settings[tuple(row[name] for name in names)].append(row)
     fits = []
@@ -174,5 +176,14 @@ def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def cost_row(order: str, params: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """One flat row of the table."""
-    kept = {name: params[name] for name in ("device", "dtype", "backend", "batch")}
+    kept = {name: params[name] for name in SETTING}
     return {"order": order, **kept, "height": params["size"][0], "width": params["size"][1], **result}
+
+
+def by_setting(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each setting, under those of its words that tell it from the others: "" where there is one setting."""
+    told = [name for name in SETTING if len({row[name] for row in rows}) > 1]
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[", ".join(f"batch {row[name]}" if name == "batch" else row[name] for name in told)].append(row)
+    return dict(groups)

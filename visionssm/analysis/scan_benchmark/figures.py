@@ -19,6 +19,7 @@ from visionssm.engine.checkpoint import write_atomic
 from visionssm.mixers.content import content_routes
 from visionssm.scans import ScanOrder, grid
 
+from .cost import SETTING
 from .images import square_photos
 from .seeing import SEEN_PHOTOS, decode
 
@@ -121,19 +122,18 @@ def _growth(figures: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
     first = figures["growth"][0]
-    names = ("device", "dtype", "backend", "batch")
+    cost, growth = (
+        [row for row in figures[table] if all(row[name] == first[name] for name in SETTING)]
+        for table in ("cost", "growth")
+    )
     for index, entry in enumerate(figures["orders"]):
-        rows = [
-            row
-            for row in figures["cost"]
-            if row["order"] == entry["order"] and all(row[name] == first[name] for name in names)
-        ]
-        fits = [fit["both"] for fit in figures["growth"] if fit["order"] == entry["order"]]
+        rows = [row for row in cost if row["order"] == entry["order"]]
+        fits = [fit["both"] for fit in growth if fit["order"] == entry["order"]]
         if rows:
             name = entry["order"] + (f", p = {fits[0]:.2f}" if fits else "")
             times = [1e3 * row["both_s"] for row in rows]
             axes.loglog([row["tokens"] for row in rows], times, label=name, markersize=4, **_style(index))
-    setting = ", ".join(str(first[name]) for name in names[:3])
+    setting = ", ".join(str(first[name]) for name in SETTING[:3])
     axes.set(
         xlabel="tokens",
         ylabel="forward and backward, ms",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .cost import SETTING, by_setting
+
 __all__ = ["summarise"]
 
 SIGNIFICANT = 0.05
@@ -45,20 +47,24 @@ def _learning(figures: dict[str, Any]) -> list[str]:
 
 
 def _cost(figures: dict[str, Any]) -> list[str]:
-    if not figures["cost"]:
-        return []
-    most = max(row["tokens"] for row in figures["cost"])
-    rows = [row for row in figures["cost"] if row["tokens"] == most]
-    cheap, dear = min(rows, key=lambda row: row["both_s"]), max(rows, key=lambda row: row["both_s"])
-    findings = [
-        f"Forward and backward over {most:,} tokens take from {1e3 * cheap['both_s']:.1f} ms ({cheap['order']}, "
-        f"{cheap['routes']} route{'s' * (cheap['routes'] > 1)}) to {1e3 * dear['both_s']:.1f} ms "
-        f"({dear['order']}, {dear['routes']} routes)."
-    ]
-    if figures["growth"]:
-        powers = sorted(row["both"] for row in figures["growth"])
-        findings.append(f"Time grows as tokens to the power {powers[0]:.2f} to {powers[-1]:.2f}; 1 is linear.")
+    findings = []
+    for setting, measured in by_setting(figures["cost"]).items():
+        where = f" ({setting})" if setting else ""
+        most = max(row["tokens"] for row in measured)
+        rows = [row for row in measured if row["tokens"] == most]
+        cheap, dear = min(rows, key=lambda row: row["both_s"]), max(rows, key=lambda row: row["both_s"])
+        findings.append(f"Forward and backward over {most:,} tokens{where} take from {_time(cheap)} to {_time(dear)}.")
+        fits = [fit for fit in figures["growth"] if all(fit[name] == cheap[name] for name in SETTING)]
+        if fits:
+            powers = sorted(fit["both"] for fit in fits)
+            findings.append(
+                f"Time{where} grows as tokens to the power {powers[0]:.2f} to {powers[-1]:.2f}; 1 is linear."
+            )
     return findings
+
+
+def _time(row: dict[str, Any]) -> str:
+    return f"{1e3 * row['both_s']:.1f} ms ({row['order']}, {row['routes']} route{'s' * (row['routes'] > 1)})"
 
 
 def _geometry(figures: dict[str, Any]) -> list[str]:

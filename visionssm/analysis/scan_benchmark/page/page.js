@@ -422,9 +422,10 @@
 
   // Cost
 
+  const setting = (row) => [row.device, row.dtype, row.backend, `batch ${row.batch}`].join(", ");
+  const settings = unique(data.cost.map(setting));
+
   if (data.cost.length) {
-    const setting = (row) => [row.device, row.dtype, row.backend, `batch ${row.batch}`].join(", ");
-    const settings = unique(data.cost.map(setting));
     const figures = [["both_s", "forward and backward, ms", 1e3, "both"], ["forward_s", "forward, ms", 1e3, "forward"], ["peak_bytes", "peak memory, MB", 1e-6, "memory"]];
     let which = 0, what = 0;
     const exponent = (order) => (data.growth.find((row) => row.order === order && setting(row) === settings[which]) || {})[figures[what][3]];
@@ -500,11 +501,16 @@
   // Why
 
   if (data.geometry.length && (tasks.length || data.cost.length)) {
-    const biggest = Math.max(...data.geometry.map((row) => row.height * row.width)), most = Math.max(0, ...data.cost.map((row) => row.tokens));
+    const biggest = Math.max(...data.geometry.map((row) => row.height * row.width));
+    const times = settings.map((name) => {
+      const rows = data.cost.filter((row) => setting(row) === name), most = Math.max(...rows.map((row) => row.tokens));
+      const time = (order) => { const row = rows.find((one) => one.order === order && one.tokens === most); return row && 1e3 * row.both_s; };
+      return [`ms, ${most} tokens` + (settings.length > 1 ? `, ${name}` : ""), time];
+    });
     const shapes = data.geometry.filter((row) => row.height * row.width === biggest);
     const causes = [["mean step, tokens", (row) => row.mean_step], ["steps to a neighbour", (row) => row.continuity], ["correlation one step on", (row) => row.autocorrelation[1]], ["neighbours within 16, mean", (row) => row.within["16"]], ["neighbours within 16, best route", (row) => row.within_any_route["16"]], ["routes", (row) => row.routes], ["4 KB pages per step", (row) => row.pages_per_step_channels_last]]
       .filter((cause) => shapes.every((row) => Number.isFinite(cause[1](row))));
-    const effects = [...tasks.map((task) => [`${task}: ${data.learning.find((row) => row.task === task).metric}`, (order) => (data.learning.find((row) => row.task === task && row.order === order) || {}).mean]), ...(most ? [[`ms, ${most} tokens`, (order) => { const row = data.cost.find((one) => one.order === order && one.tokens === most); return row && 1e3 * row.both_s; }]] : [])];
+    const effects = [...tasks.map((task) => [`${task}: ${data.learning.find((row) => row.task === task).metric}`, (order) => (data.learning.find((row) => row.task === task && row.order === order) || {}).mean]), ...times];
     let cause = 0, effect = 0;
     const ranks = (values) => values.map((v) => values.filter((w) => w < v).length + (values.filter((w) => w === v).length - 1) / 2);
     const spearman = (points) => {
