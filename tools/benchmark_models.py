@@ -108,10 +108,27 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def make_room(*files: Path | None) -> None:
+    """Makes the folders of files that are written when all is measured.
+
+    Raises:
+        OSError: one cannot be made, or a file would replace a folder.
+    """
+    for file in filter(None, files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} is a folder, name a file in it")
+
+
 def main() -> None:
     args = parse()
+    try:
+        make_room(args.json, args.csv, args.accuracy_plot)
+        named = [] if args.targets else resolve_models(args.models)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
     volumes = set(visionssm.list_models(task="volume"))
-    batch = args.batch or (1 if args.targets or volumes & set(args.models) else 4 if args.zoo else 8)
+    batch = args.batch or (1 if args.targets or volumes & set(named) else 4 if args.zoo else 8)
     setting = Setting(
         device=args.device, precision=args.precision, tf32=args.tf32, channels_last=args.channels_last, compile=args.compile,
         batch=batch, repetitions=args.repetitions, warmup=args.warmup, loop_once=args.zoo,
@@ -134,10 +151,9 @@ def main() -> None:
             results = [r for target in targets for r in run(target.models, [target.resolution], target.modes)]
         elif args.zoo:
             modes = chosen_modes(args.modes, loop=args.loop)
-            parts = zoo_parts(resolve_models(args.models) if args.models else None)
+            parts = zoo_parts(named or None)
             results = measure_zoo(parts, modes, setting, file=args.json, command=command, report=say)
         else:
-            named = resolve_models(args.models)
             names = resolve_models([*([] if args.no_baselines else fitting_baselines(named)), *named])
             results = run(names, args.resolutions, chosen_modes(args.modes, loop=args.loop))
     except ValueError as error:

@@ -10,6 +10,7 @@ from monai.networks.nets import FLEXUNET_BACKBONE, FlexibleUNet
 from torch import nn
 
 import visionssm
+from tests.packaging.test_imports import HIDE_EXTRAS, run_python
 from tests.tolerances import TOLERANCES
 from visionssm.integrations.monai import BackboneEncoder, LightMUNet, ScanEncoder, SegMamba, UMamba, VMambaUNet
 
@@ -177,3 +178,10 @@ def test_consistency_of_sliding_windows() -> None:
         torch.testing.assert_close(one, net(x), **TOLERANCE)
         inferers = [SlidingWindowInferer((8, 8, 8), batch, overlap=0.5, mode="gaussian") for batch in (1, 3)]
         torch.testing.assert_close(inferers[0](x, net), inferers[1](x, net), **TOLERANCE)
+
+
+def test_without_monai_one_line_says_what_to_install() -> None:
+    run = run_python(HIDE_EXTRAS + "import visionssm.integrations.monai")
+    assert run.stderr.strip().splitlines()[-1] == (
+        "ModuleNotFoundError: visionssm.integrations.monai needs MONAI: pip install 'visionssm[medical]'"
+    )

@@ -247,6 +247,22 @@ def test_the_tool_answers_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         run_tool(monkeypatch, "vmamba_tinny")
 
 
+@pytest.mark.parametrize("name", ["segmamba_nano", "segmamba_nan*"])
+def test_volumes_run_one_at_a_time_and_folders_are_made_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    def stop(names: list[str], resolutions: list[int], modes: list[str], setting: Setting, **report: object) -> None:
+        assert (list(names), setting.batch) == (["segmamba_nano"], 1)
+        assert (tmp_path / "new").is_dir()
+        raise ValueError("measured")
+
+    monkeypatch.setattr(speed, "measure", stop)
+    with pytest.raises(SystemExit, match="measured"):
+        run_tool(monkeypatch, name, "--no-baselines", "--json", str(tmp_path / "new" / "x.json"))
+    with pytest.raises(SystemExit, match=r"^error: .* is a folder"):
+        run_tool(monkeypatch, name, "--no-baselines", "--csv", str(tmp_path))
+
+
 def test_the_tool_goes_through_the_zoo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:

@@ -17,8 +17,6 @@ from typing import Any, Literal
 import timm
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import BaseEncoder
-from monai.networks.nets import FLEXUNET_BACKBONE
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -29,6 +27,16 @@ from visionssm.mixers import ImageScan
 from visionssm.mixers.schedule import ScanChoice, layer_scans
 from visionssm.models import light_m_unet, segmamba, u_mamba
 from visionssm.scans import ScanOrder
+
+try:
+    from monai.networks.blocks import BaseEncoder
+    from monai.networks.nets import FLEXUNET_BACKBONE
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "monai":
+        raise
+    raise ModuleNotFoundError(
+        "visionssm.integrations.monai needs MONAI: pip install 'visionssm[medical]'", name="monai"
+    ) from None
 
 __all__ = ["BackboneEncoder", "LightMUNet", "ScanEncoder", "SegMamba", "UMamba", "VMambaUNet"]
 
