@@ -102,6 +102,7 @@ def test_features_only(name: str) -> None:
 def test_defaults_of_features_only_are_four_strides_or_the_last_blocks() -> None:
     assert timm.create_model("vmamba_nano", features_only=True).feature_info.reduction() == [4, 8, 16, 32]
     assert timm.create_model("vim_nano", features_only=True).feature_info.reduction() == [8, 8, 8]
+    assert timm.create_model("vim_nano", features_only=True, depth=2).feature_info.reduction() == [8, 8]
 
 
 def test_head_can_be_reset(small: nn.Module) -> None:

@@ -127,8 +127,9 @@ def plain_feature_cfg(options: dict[str, Any]) -> dict[str, Any]:
     """What timm's builder does for `features_only` of a plain backbone; takes `feature_pyramid` out of `options`.
 
     Args:
-        options: a user's options. `feature_pyramid`: False for the maps of the last three blocks, True for a pyramid, or a
-            mapping with `SimpleFeaturePyramid`'s `out_channels` and `norm_layer`, and `norm` (see `PyramidFeatures`).
+        options: a user's options. `feature_pyramid`: False for the maps of the last three blocks, or of fewer, True for a
+            pyramid, or a mapping with `SimpleFeaturePyramid`'s `out_channels` and `norm_layer`, and `norm` (see
+            `PyramidFeatures`).
 
     Raises:
         TypeError: `feature_pyramid` is neither, or has unknown keys.
@@ -136,7 +137,8 @@ def plain_feature_cfg(options: dict[str, Any]) -> dict[str, Any]:
     """
     pyramid = options.pop("feature_pyramid", False)
     if pyramid is False:
-        return {"out_indices": (-3, -2, -1), "feature_cls": "getter"}
+        count = min(3, options.get("depth", 3))
+        return {"out_indices": tuple(range(-count, 0)), "feature_cls": "getter"}
     if pyramid is not True and not isinstance(pyramid, Mapping):
         raise TypeError(f"feature_pyramid must be True, False or a mapping of options, got {pyramid!r}")
     if not options.get("features_only") or "feature_cls" in options:
