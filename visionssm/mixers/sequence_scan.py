@@ -9,26 +9,27 @@ Legend: B batch, L tokens, C block width, D inner width, N state, K routes, R dt
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from visionssm.layers import Linear, init_A_log, init_dt
 from visionssm.scans import RouteTable, ScanOrder, WithSlots
 
+from .core import RoutedScan
 from .functional import (
     conv_along_routes,
     deal_channels,
-    decay_rate,
     gated,
     join_groups,
     pad_to_slots,
     project_routes,
     projects_in_scan,
-    scan_routes,
     segment_of,
     take_routes,
 )
-from .paths import Paths, conv_pieces, scan_pieces
+from .paths import Paths, conv_pieces
 
 __all__ = ["SequenceScan"]
 
@@ -66,7 +67,6 @@ class SequenceScan(nn.Module):
         local_scan: int | None = None,
     ) -> None:
         super().__init__()
-        self.segment = segment_of(local_scan)
         routes, groups = (1, 1) if scan is None else (scan.num_routes, scan.groups)
         if d_inner % groups:
             raise ValueError(f"{scan!r} splits the channels into {groups} groups, but d_inner is {d_inner}")
@@ -92,6 +92,7 @@ class SequenceScan(nn.Module):
         self.merge = nn.Identity() if merge is None else merge
         self.merge_in_kernel = merge is None and groups == 1
         self.added = merge is None
+        self.kernel: Any = RoutedScan(segment_of(local_scan))
         self.act = nn.SiLU()
         self.out_proj = Linear(d_inner, dim, bias=False)
         self.reset_scan_parameters()
@@ -135,18 +136,12 @@ class SequenceScan(nn.Module):
         dt_low, B_BLKN, C_BLKN = proj.split(self.dims, -1)
         if prompt_BLN is not None:
             C_BLKN = C_BLKN + prompt_BLN.unsqueeze(2)
-        inside = pieces is None and self.segment < 0 and projects_in_scan(u_BLKD, dt_low, self.dims[1])
+        inside = pieces is None and self.kernel.segment < 0 and projects_in_scan(u_BLKD, dt_low, self.dims[1])
         delta_BLKD = dt_low if inside else project_routes(dt_low, self.dt_proj)
         dt_weight = self.dt_proj if inside else None
-        # A, D and the bias are parameters in float32 and stay so under autocast; the kernel's state is float32 too.
-        A_KDN = decay_rate(self.A_log)
         merge = "sum" if self.merge_in_kernel else "none"
-        segment = self.segment
-        D, bias = self.D, self.dt_bias
-        if pieces is not None:
-            y = scan_pieces(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D, bias, pieces, merge, segment)
-        else:
-            y = scan_routes(u_BLKD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D, bias, order_KT, merge, segment, dt_weight)
+        A_log, D, bias = self.A_log, self.D, self.dt_bias
+        y = self.kernel(u_BLKD, delta_BLKD, A_log, B_BLKN, C_BLKN, D, bias, order_KT, merge, pieces, dt_weight)
         if self.slots:
             y = y[:, : x_BLC.shape[1]]
         if self.added:  # before the gate, which is the same for all
