@@ -19,6 +19,7 @@ from visionssm.analysis.scan_benchmark.config import (
     GeometryConfig,
     LearningConfig,
     RecipeConfig,
+    SeeingConfig,
 )
 from visionssm.analysis.scan_benchmark.cost import cost_cells, growth, peak_bytes
 from visionssm.analysis.scan_benchmark.figures import path_entry
@@ -33,14 +34,15 @@ from visionssm.analysis.scan_benchmark.geometry import (
 from visionssm.analysis.scan_benchmark.images import user_photos
 from visionssm.analysis.scan_benchmark.learning import compare, learning_cells
 from visionssm.analysis.scan_benchmark.run import chosen_scans, label
-from visionssm.analysis.scan_benchmark.seeing import _encode, decode, hidden_attention, receptive_field
+from visionssm.analysis.scan_benchmark.seeing import _encode, decode, hidden_attention, receptive_field, seeing_cells
 from visionssm.analysis.scan_benchmark.seeing import measure as look
 from visionssm.analysis.scan_benchmark.tasks import open_task
 from visionssm.data.errors import DataError, UserError
-from visionssm.engine.config import ConfigError, build_config
+from visionssm.engine.config import ConfigError, build_config, load_config
 from visionssm.scans import create_scan
 from visionssm_kernels import routed_scan
 
+ROOT = Path(__file__).parents[2]
 SIZE = (5, 7)
 SCANS = [
     "raster",
@@ -141,6 +143,18 @@ def test_what_is_said_of_times_keeps_settings_apart() -> None:
     assert _cost({"cost": alone, "growth": growth(alone)})[0].startswith(
         "Forward and backward over 400 tokens take from"
     )
+
+
+@pytest.mark.parametrize(
+    ("grid", "name"), [("scans_quick", "cross"), ("scans_quick", "slices"), ("scans_full", "slices")]
+)
+def test_the_backbone_of_the_grids_takes_orders_and_shows_its_attention(tmp_path: Path, grid: str, name: str) -> None:
+    config = load_config(BenchmarkConfig, ROOT / "configs" / "benchmark" / f"{grid}.yaml", ["learning.on=false"])
+    (cell,) = seeing_cells([create_scan(name)], SeeingConfig(photos=1, size=32), config.learning)
+    seen = look(create_scan(name), cell.params, tmp_path)
+    assert seen["attention_side"] == 8
+    assert 0 < seen["attention_distance"] < 8
+    assert learning_cells([create_scan(name)], config.learning)
 
 
 def test_peak_memory_is_what_is_held_at_once() -> None:
