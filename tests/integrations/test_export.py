@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import visionssm
 from tests.tolerances import TOLERANCES
 from visionssm.integrations import export
 from visionssm.integrations.export import ExportError, export_model
-from visionssm.scans import create_scan
+from visionssm.scans import RouteTable, create_scan
 from visionssm_kernels import routed_scan
 
 SMALL = {"dim": 16, "depths": (1,), "num_classes": 3}
@@ -73,6 +74,23 @@ def test_routes_by_arithmetic_are_the_tables(scan: str) -> None:
         assert torch.equal(table(torch.zeros(1, *size)), order.routes(size).int())
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export itself
+@pytest.mark.parametrize("scan", ["cross", "hilbert", "spiral"])
+def test_routes_of_a_known_size_are_stored(scan: str) -> None:
+    class Gather(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = RouteTable(create_scan(scan))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1, 2)[:, self.table(x)]
+
+    x = torch.randn(1, 5, 7, 2)
+    program = export._plain_program(Gather(), x, open_size=False)
+    assert "visionssm" not in str(program.graph)
+    assert torch.equal(program.module()(x), Gather()(x))
+
+
 def test_torchscript(tmp_path: Path) -> None:
     report = export_model(small(), tmp_path / "model.pt", image_shape=SHAPE)
     assert not report.open_size
@@ -99,6 +117,20 @@ def test_program_with_kernels_takes_any_size(tmp_path: Path) -> None:
 def test_a_scan_that_starts_anew_is_exported(plain: bool, tmp_path: Path) -> None:
     report = export_model(small(local_scan=4), tmp_path / "model.pt2", image_shape=SHAPE, plain=plain)
     assert report.open_size
+    assert report.difference is not None
+    assert report.difference < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export itself
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("vmamba_nano", {**SMALL, "scan": "hilbert"}), ("vim_nano", {"dim": 16, "depth": 1, "num_classes": 3})],
+)
+def test_a_fixed_size_is_plain_in_any_order(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    model = visionssm.create_model(name, **options)
+    report = export_model(model, tmp_path / "model.pt2", image_shape=SHAPE, open_size=False, plain=True)
+    assert not report.open_size
     assert report.difference is not None
     assert report.difference < 1e-5
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from visionssm.scans import scan_from_key
 from visionssm_kernels import backends
@@ -159,8 +160,8 @@ def _write_torchscript(model: nn.Module, images: Tensor, path: Path, open_size: 
 
 
 def _write_program(model: nn.Module, images: Tensor, path: Path, open_size: bool, plain: bool, opset: int) -> _Run:
-    program = _program(model, images, open_size)
-    torch.export.save(_in_plain_torch(program) if plain else program, path)
+    program = (_plain_program if plain else _program)(model, images, open_size)
+    torch.export.save(program, path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch reads its own file into memory that it may not write to
         return torch.export.load(path).module()
@@ -170,7 +171,7 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path, open_size: bool, p
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"{' and '.join(missing)} must be installed to write ONNX: pip install 'visionssm[export]'")
-    program = _in_plain_torch(_program(model, images, open_size))
+    program = _plain_program(model, images, open_size)
     try:
         exported = torch.onnx.export(
             program,
@@ -203,12 +204,7 @@ _WRITERS = {"program": _write_program, "onnx": _write_onnx, "torchscript": _writ
 
 def _program(model: nn.Module, images: Tensor, open_size: bool) -> ExportedProgram:
     """The model as a graph in which the kernels are single operations that choose their implementation when they run."""
-    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},) if open_size else None
-    try:
-        program = torch.export.export(model, (images,), dynamic_shapes=shapes)
-    except Exception as error:  # a dozen kinds, none of them public
-        hint = "; export it for one size with open_size=False" if open_size else ""
-        raise ExportError(f"torch.export cannot follow the model: {_first_line(error)}{hint}") from error
+    program = _export(model, images, open_size)
     for node in program.graph.nodes:
         if node.op == "call_function" and str(node.target).startswith("visionssm.route"):
             operator: Any = node.target
@@ -217,24 +213,52 @@ def _program(model: nn.Module, images: Tensor, open_size: bool) -> ExportedProgr
     return program
 
 
-def _in_plain_torch(program: ExportedProgram) -> ExportedProgram:
+def _export(model: nn.Module, images: Tensor, open_size: bool) -> ExportedProgram:
+    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},) if open_size else None
+    try:
+        return torch.export.export(model, (images,), dynamic_shapes=shapes)
+    except Exception as error:  # a dozen kinds, none of them public
+        hint = "; export it for one size with open_size=False" if open_size else ""
+        raise ExportError(f"torch.export cannot follow the model: {_first_line(error)}{hint}") from error
+
+
+def _plain_program(model: nn.Module, images: Tensor, open_size: bool) -> ExportedProgram:
+    """The same with the kernels in ordinary operations."""
     ops = torch.ops.visionssm
     table: dict[Any, Callable[..., Any]] = {
         ops.routed_scan.default: _scan,
         ops.route_conv.default: _conv,
         ops.scan_routes.default: _routes,
     }
+    program = _export(model, images, open_size)
+    module: Any = program.module()
+    if _store_routes(module):
+        program = _export(module, images, open_size)
     try:
         return program.run_decompositions(table)
     except Exception as error:
         raise ExportError(f"the scan cannot be written in plain operations: {_first_line(error)}") from error
 
 
+def _store_routes(module: GraphModule) -> bool:
+    """Makes buffers of the route tables whose size is known; whether there are any."""
+    tables: dict[tuple[Any, ...], str] = {}
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.visionssm.scan_routes.default):
+        key, size, device = node.args
+        if not all(isinstance(side, int) for side in size):
+            continue
+        name = tables.setdefault((key, *size, device), f"routes_{len(tables)}")
+        module.register_buffer(name, scan_from_key(key).routes(size).to(device, torch.int32))
+        with module.graph.inserting_before(node):
+            node.replace_all_uses_with(module.graph.get_attr(name))
+        module.graph.erase_node(node)
+    module.recompile()
+    return bool(tables)
+
+
 def _routes(key: str, size: Sequence[int], device: torch.device) -> Tensor:
     """`visionssm::scan_routes` by arithmetic on open sizes."""
     scan = scan_from_key(key)
-    if all(isinstance(side, int) for side in size):
-        return scan.routes(size).to(device, torch.int32)
     length = scan.length(size)
     paths = [
         F.pad(path, (0, length - path.shape[0]), value=-1) if scan.padded else path for path in scan.paths(tuple(size))
