@@ -74,21 +74,61 @@ def test_routes_by_arithmetic_are_the_tables(scan: str) -> None:
         assert torch.equal(table(torch.zeros(1, *size)), order.routes(size).int())
 
 
+class Gather(torch.nn.Module):
+    def __init__(self, scan: str) -> None:
+        super().__init__()
+        self.table = RouteTable(create_scan(scan))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1, 2)[:, self.table(x)]
+
+
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export itself
 @pytest.mark.parametrize("scan", ["cross", "hilbert", "spiral"])
 def test_routes_of_a_known_size_are_stored(scan: str) -> None:
-    class Gather(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = RouteTable(create_scan(scan))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.flatten(1, 2)[:, self.table(x)]
-
     x = torch.randn(1, 5, 7, 2)
-    program = export._plain_program(Gather(), x, open_size=False)
+    program = export._plain_program(Gather(scan), x, open_size=False)
     assert "visionssm" not in str(program.graph)
-    assert torch.equal(program.module()(x), Gather()(x))
+    assert torch.equal(program.module()(x), Gather(scan)(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export itself
+def test_an_order_that_needs_a_size_says_so() -> None:
+    with pytest.raises(ExportError, match=r"order .*position by position.*open_size=False \(--fixed\)"):
+        export._plain_program(Gather("hilbert"), torch.randn(2, 5, 7, 2), open_size=True)
+
+
+class Fuse(torch.nn.Module):
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return torch.ops.visionssm.fuse_states(h, torch.ones(2, h.shape[3], 3, 3), [1, 2], "numba")
+
+
+class Wavefront(torch.nn.Module):
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        two = torch.stack([u, u], 3)
+        A = -torch.ones(2, u.shape[3], u.shape[3])
+        return torch.ops.visionssm.wavefront_scan(u, two, A, two, u, None, None, False, "numba")
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export itself
+def test_kernels_are_written_out_or_named() -> None:
+    h = torch.randn(1, 6, 5, 4)
+    program = export._plain_program(Fuse(), h, open_size=False)
+    assert "visionssm" not in str(program.graph)
+    torch.testing.assert_close(program.module()(h), Fuse()(h), **TOLERANCES[torch.float32])
+    with pytest.raises(ExportError, match=r"^visionssm\.wavefront_scan cannot be written in plain operations"):
+        export._plain_program(Wavefront(), h, open_size=False)
+
+
+@pytest.mark.parametrize("model", [Fuse(), Wavefront()])
+def test_kernels_in_programs_choose_when_they_run(model: torch.nn.Module) -> None:
+    (kernel,) = export._kernels(export._program(model, torch.randn(1, 6, 5, 4), open_size=False))
+    assert kernel.args[-1] == "auto"
+
+
+def test_one_image_leaves_the_batch_open() -> None:
+    program = export._program(torch.nn.Flatten(2), torch.randn(1, 3, 8, 8), open_size=True).module()
+    assert program(torch.zeros(3, 3, 9, 7)).shape == (3, 3, 63)
 
 
 def test_torchscript(tmp_path: Path) -> None:
@@ -164,8 +204,12 @@ def test_onnx_takes_any_size(name: str, tmp_path: Path) -> None:
 def test_a_file_that_is_off_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = torch.jit.load
     monkeypatch.setattr(torch.jit, "load", lambda path: lambda x: load(path)(x) + 0.1)
+    path = tmp_path / "model.pt"
+    path.write_text("what was there")
     with pytest.raises(ExportError, match="off by"):
-        export_model(small(), tmp_path / "model.pt", image_shape=SHAPE)
+        export_model(small(), path, image_shape=SHAPE)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "what was there"
 
 
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
@@ -177,6 +221,11 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
         export_model(small(), tmp_path / "model.pt", image_shape=(3, 64, 64))
     with pytest.raises(ValueError, match="opset"):
         export_model(small(), tmp_path / "model.onnx", opset=9)
+    message = r"32 x 80 are too small.*at least 64.*image_shape \(--size 64 64\).*open_size=False \(--fixed\)"
+    with pytest.raises(ExportError, match=message):
+        export_model(visionssm.create_model("vmamba_nano"), tmp_path / "model.pt2", image_shape=(2, 3, 32, 80))
+    with pytest.raises(ExportError, match=r"does not run on images of \(2, 4, 40, 64\)"):
+        export_model(small(), tmp_path / "model.pt", image_shape=(2, 4, 40, 64))
     features = visionssm.create_model("vmamba_nano", features_only=True)
     with pytest.raises(ExportError, match="one tensor"):
         export_model(features, tmp_path / "model.pt", image_shape=SHAPE)

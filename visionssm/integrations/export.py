@@ -4,12 +4,15 @@ A program and a TorchScript file call this package's kernels, so they run wherev
 and a program made with `plain=True`, consist of ordinary operations: the scan is cut into chunks of 16 steps that run side by
 side, and one loop carries the state from chunk to chunk, so any length fits.
 Route tables are computed in the file from the size of the image where an order is made by arithmetic (all straight lines, snakes
-and windows over sizes that fit). An order that is made position by position (Hilbert curves, spirals) needs a fixed size.
+and windows over sizes that fit). An order that is made position by position (Hilbert curves, spirals) needs a fixed size, for which
+the file holds its table.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from visionssm.scans import scan_from_key
-from visionssm_kernels import backends
+from visionssm_kernels import backends, fuse_states
 from visionssm_kernels.reference import finish, route_conv, step_inputs
 
 __all__ = ["FORMATS", "ExportError", "ExportReport", "Format", "export_model"]
@@ -74,13 +77,15 @@ def export_model(
         path: the file; its ending decides the format where `format` does not.
         format: "program" (.pt2), "onnx" (.onnx) or "torchscript" (.pt).
         image_shape: (B, C, H, W) to export with; sides of at least twice the model's last stride where sizes are open.
-        open_size: take any batch and image size. TorchScript is traced, and so is always for the shape it was exported with.
+        open_size: take any batch, and images of any size from two cells of the model's smallest map on. TorchScript is
+            traced, and so is always for the shape it was exported with.
         plain: a program of ordinary operations alone, which needs no more than torch; an ONNX file is always such.
         opset: of ONNX, 18 or later.
 
     Raises:
         ValueError: unknown format or ending, a shape that is none, open sizes for TorchScript.
-        ExportError: the model cannot be exported so, what ONNX needs is not installed, or the file computes something else.
+        ExportError: the model cannot be exported so, what ONNX needs is not installed, or the file computes something else;
+            what was at `path` before stays.
     """
     path = Path(path)
     kind = _format(path, format)
@@ -92,6 +97,8 @@ def export_model(
     if opset < 18:
         raise ValueError(f"opset must be 18 or later, got {opset}")
     open_size = open_size and kind != "torchscript"
+    if open_size:
+        _check_sides(model, shape)
     # the second is of another remainder by the chunks
     shapes = [shape, (shape[0] + 1, shape[1], shape[2] + 40, shape[3] + 8)] if open_size else [shape]
     model = model.eval()
@@ -99,17 +106,39 @@ def export_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     # the CPU kernels compile when first asked for, which numba cannot do while torch.export has its hands on python
     backends()
-    with torch.no_grad():
-        wanted = [model(_like(images, s)) for s in shapes]
-        if not all(isinstance(w, Tensor) for w in wanted):
-            raise ExportError(
-                f"the model gives {type(wanted[0]).__name__}, but a file is for models that give one tensor"
-            )
-        run = _WRITERS[kind](model, images, path, open_size, plain, opset)
+    # written beside the target, which a file that is refused must not replace
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        wanted = [_outputs(model, _like(images, s)) for s in shapes]
+        part = Path(scratch) / f"model{FORMATS[kind]}"
+        run = _WRITERS[kind](model, images, part, open_size, plain, opset)
         difference = None
         if run is not None:
-            difference = max(_compare(run, _like(images, s), w) for s, w in zip(shapes, wanted, strict=True))
+            hint = _hint(open_size)
+            difference = max(_compare(run, _like(images, s), w, hint) for s, w in zip(shapes, wanted, strict=True))
+        os.replace(part, path)
     return ExportReport(path, kind, open_size, difference, tuple(shapes))
+
+
+def _check_sides(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """A side of one cell is a constant to torch.export, in a file that takes no other."""
+    stages: Any = getattr(model, "feature_info", None) or [{}]
+    least = 2 * stages[-1].get("reduction", 0)
+    if min(shape[2:]) < least:
+        raise ExportError(
+            f"images of {shape[2]} x {shape[3]} are too small to export with open sizes: sides must be at least {least}, twice "
+            f"the model's last stride; give a larger image_shape (--size {least} {least}), or export for this size alone with "
+            "open_size=False (--fixed)"
+        )
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    try:
+        outputs = model(images)
+    except Exception as error:  # whatever a model raises
+        raise ExportError(f"the model does not run on images of {tuple(images.shape)}: {_first_line(error)}") from error
+    if not isinstance(outputs, Tensor):
+        raise ExportError(f"the model gives {type(outputs).__name__}, but a file is for models that give one tensor")
+    return outputs
 
 
 def _format(path: Path, format: Format | None) -> Format:
@@ -127,21 +156,27 @@ def _like(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     return images if images.shape == shape else torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def _compare(run: Callable[[Tensor], Tensor], images: Tensor, wanted: Tensor) -> float:
+def _hint(open_size: bool) -> str:
+    return "; export it for one size with open_size=False (--fixed)" if open_size else ""
+
+
+def _compare(run: Callable[[Tensor], Tensor], images: Tensor, wanted: Tensor, hint: str) -> float:
     """The largest difference, which must be rounding."""
     try:
         got = run(images)
     except Exception as error:  # of whatever runtime
-        raise ExportError(f"the file does not run on images of {tuple(images.shape)}: {_first_line(error)}") from error
+        raise ExportError(
+            f"the file does not run on images of {tuple(images.shape)}: {_first_line(error)}{hint}"
+        ) from error
     difference = float((got - wanted).abs().max())
     if not difference <= TOLERANCE * float(wanted.abs().max()):
         raise ExportError(
-            f"the file is off by {difference} on images of {tuple(images.shape)}: please report this model"
+            f"the file is off by {difference} on images of {tuple(images.shape)}: please report this model{hint}"
         )
     return difference
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
@@ -183,7 +218,8 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path, open_size: bool, p
             verbose=False,
         )
     except Exception as error:  # torch.onnx's own kinds are not public
-        raise ExportError(f"torch.onnx cannot write this model: {_first_line(error)}") from error
+        # the error itself only says which step it was
+        raise ExportError(f"torch.onnx cannot write this model: {_first_line(error.__cause__ or error)}") from error
     assert exported is not None
     exported.save(str(path), external_data=False)
     if importlib.util.find_spec("onnxruntime") is None:
@@ -205,21 +241,29 @@ _WRITERS = {"program": _write_program, "onnx": _write_onnx, "torchscript": _writ
 def _program(model: nn.Module, images: Tensor, open_size: bool) -> ExportedProgram:
     """The model as a graph in which the kernels are single operations that choose their implementation when they run."""
     program = _export(model, images, open_size)
-    for node in program.graph.nodes:
-        if node.op == "call_function" and str(node.target).startswith("visionssm.route"):
-            operator: Any = node.target
-            backend = [argument.name for argument in operator._schema.arguments].index("backend")
-            node.args = (*node.args[:backend], "auto", *node.args[backend + 1 :])
+    for node in _kernels(program):
+        operator: Any = node.target
+        node.args = tuple(
+            "auto" if argument.name == "backend" else value
+            for argument, value in zip(operator._schema.arguments, node.args, strict=False)
+        )
     return program
 
 
+def _kernels(program: ExportedProgram) -> list[Node]:
+    """The nodes of a graph that call this package's operators."""
+    return [node for node in program.graph.nodes if getattr(node.target, "namespace", None) == "visionssm"]
+
+
 def _export(model: nn.Module, images: Tensor, open_size: bool) -> ExportedProgram:
-    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},) if open_size else None
+    shapes = None
+    if open_size:
+        shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+        images = images.expand(max(2, len(images)), -1, -1, -1)  # a batch of one would be a constant
     try:
         return torch.export.export(model, (images,), dynamic_shapes=shapes)
     except Exception as error:  # a dozen kinds, none of them public
-        hint = "; export it for one size with open_size=False" if open_size else ""
-        raise ExportError(f"torch.export cannot follow the model: {_first_line(error)}{hint}") from error
+        raise ExportError(f"torch.export cannot follow the model: {_first_line(error)}{_hint(open_size)}") from error
 
 
 def _plain_program(model: nn.Module, images: Tensor, open_size: bool) -> ExportedProgram:
@@ -229,15 +273,25 @@ def _plain_program(model: nn.Module, images: Tensor, open_size: bool) -> Exporte
         ops.routed_scan.default: _scan,
         ops.route_conv.default: _conv,
         ops.scan_routes.default: _routes,
+        ops.fuse_states.default: _fuse,
     }
     program = _export(model, images, open_size)
+    if others := {str(node.target).removesuffix(".default") for node in _kernels(program) if node.target not in table}:
+        raise ExportError(
+            f"{', '.join(sorted(others))} cannot be written in plain operations: ONNX and plain are not for this model, but a "
+            "program (.pt2) that calls the kernels is"
+        )
     module: Any = program.module()
     if _store_routes(module):
         program = _export(module, images, open_size)
     try:
         return program.run_decompositions(table)
+    except ExportError:
+        raise
     except Exception as error:
-        raise ExportError(f"the scan cannot be written in plain operations: {_first_line(error)}") from error
+        raise ExportError(
+            f"the scan cannot be written in plain operations: {_first_line(error)}{_hint(open_size)}"
+        ) from error
 
 
 def _store_routes(module: GraphModule) -> bool:
@@ -259,15 +313,20 @@ def _store_routes(module: GraphModule) -> bool:
 def _routes(key: str, size: Sequence[int], device: torch.device) -> Tensor:
     """`visionssm::scan_routes` by arithmetic on open sizes."""
     scan = scan_from_key(key)
-    length = scan.length(size)
-    paths = [
-        F.pad(path, (0, length - path.shape[0]), value=-1) if scan.padded else path for path in scan.paths(tuple(size))
-    ]
+    try:
+        length, paths = scan.length(size), scan.paths(tuple(size))
+    except Exception as error:  # whatever asks a size that is open for its number
+        raise ExportError(f"the order {scan!r} is made position by position{_hint(True)}") from error
+    paths = [F.pad(path, (0, length - path.shape[0]), value=-1) if scan.padded else path for path in paths]
     return torch.stack(paths).to(device, torch.int32)
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor | None, silu: bool, backend: str) -> Tensor:
     return route_conv(x, weight, bias, order, silu)
+
+
+def _fuse(h: Tensor, weight: Tensor, dilations: Sequence[int], backend: str = "auto") -> Tensor:
+    return fuse_states(h, weight, dilations, backend="reference")
 
 
 def _scan(
