@@ -298,7 +298,8 @@ def _store_routes(module: GraphModule) -> bool:
     """Makes buffers of the route tables whose size is known; whether there are any."""
     tables: dict[tuple[Any, ...], str] = {}
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.visionssm.scan_routes.default):
-        key, size, device = node.args
+        arguments: Any = node.args
+        key, size, device = arguments
         if not all(isinstance(side, int) for side in size):
             continue
         name = tables.setdefault((key, *size, device), f"routes_{len(tables)}")
