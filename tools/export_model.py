@@ -25,7 +25,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}"
     )
-    parser.add_argument("--pretrained", action="store_true", help="with the weights of the name; a run folder always is")
+    parser.add_argument(
+        "--pretrained", action="store_true", help="with the weights of the name; a run folder always is"
+    )
     parser.add_argument(
         "--checkpoint", "--official", metavar="FILE", help="with weights in visionssm's own or the published layout"
     )
