@@ -4,8 +4,8 @@ A program and a TorchScript file call this package's kernels, so they run wherev
 and a program made with `plain=True`, consist of ordinary operations: the scan is cut into chunks of 16 steps that run side by
 side, and one loop carries the state from chunk to chunk, so any length fits.
 Route tables are computed in the file from the size of the image where an order is made by arithmetic (all straight lines, snakes
-and windows over sizes that fit). An order that is made position by position (Hilbert curves, spirals) needs a fixed size; the file
-then holds its table.
+and windows over sizes that fit). An order that is made position by position (Hilbert curves, spirals) needs a fixed size; the
+file then holds its table.
 """
 
 from __future__ import annotations
