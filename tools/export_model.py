@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=2, help="images at once (default: 2)")
     parser.add_argument(
-        "--fixed", action="store_true", help="for this batch and size alone; open otherwise, TorchScript never"
+        "--fixed", action="store_true", help="for this batch and size alone; open otherwise"
     )
     parser.add_argument(
         "--plain", action="store_true", help="a program of ordinary operations, which needs torch alone"

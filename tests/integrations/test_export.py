@@ -131,9 +131,10 @@ def test_one_image_leaves_the_batch_open() -> None:
     assert program(torch.zeros(3, 3, 9, 7)).shape == (3, 3, 63)
 
 
-def test_torchscript(tmp_path: Path) -> None:
-    report = export_model(small(), tmp_path / "model.pt", image_shape=SHAPE)
-    assert not report.open_size
+@pytest.mark.parametrize("open_size", [True, False])
+def test_torchscript(tmp_path: Path, open_size: bool) -> None:
+    report = export_model(small(), tmp_path / "model.pt", image_shape=SHAPE, open_size=open_size)
+    assert len(report.shapes) == 1 + open_size
     assert report.difference is not None
     assert report.difference < 1e-5
 

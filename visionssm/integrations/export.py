@@ -3,7 +3,7 @@
 A program and a TorchScript file call this package's kernels, so they run wherever it is installed and at its speed. An ONNX file,
 and a program made with `plain=True`, consist of ordinary operations: the scan is cut into chunks of 16 steps that run side by
 side, and one loop carries the state from chunk to chunk, so any length fits.
-Route tables are computed in the file from the size of the image where an order is made by arithmetic (all straight lines, snakes
+There, route tables are computed in the file from the size of the image where an order is made by arithmetic (all straight lines, snakes
 and windows over sizes that fit). An order that is made position by position (Hilbert curves, spirals) needs a fixed size; the
 file then holds its table.
 """
@@ -76,14 +76,13 @@ def export_model(
         model: takes images (B, C, H, W) and gives one tensor; it is put into evaluation mode.
         path: the file; its ending decides the format where `format` does not.
         format: "program" (.pt2), "onnx" (.onnx) or "torchscript" (.pt).
-        image_shape: (B, C, H, W) to export with; sides of at least twice the model's last stride where sizes are open.
-        open_size: take any batch, and images of any size from two cells of the model's smallest map on. TorchScript is
-            traced, and so is always for the shape it was exported with.
+        image_shape: (B, C, H, W) to export with; sides of at least twice the model's last stride where programs and ONNX are open.
+        open_size: take any batch, and images of any size, of programs and ONNX from two cells of the model's smallest map on.
         plain: a program of ordinary operations alone, which needs no more than torch; an ONNX file is always such.
         opset: of ONNX, 18 or later.
 
     Raises:
-        ValueError: unknown format or ending, a shape that is none, open sizes for TorchScript.
+        ValueError: unknown format or ending, a shape that is none, `plain` for TorchScript.
         ExportError: the model cannot be exported so, what ONNX needs is not installed, or the file computes something else;
             what was at `path` before stays.
     """
@@ -96,8 +95,7 @@ def export_model(
         raise ValueError("plain is for programs; TorchScript calls the kernels")
     if opset < 18:
         raise ValueError(f"opset must be 18 or later, got {opset}")
-    open_size = open_size and kind != "torchscript"
-    if open_size:
+    if open_size and kind != "torchscript":
         _check_sides(model, shape)
     # the second is of another remainder by the chunks
     shapes = [shape, (shape[0] + 1, shape[1], shape[2] + 40, shape[3] + 8)] if open_size else [shape]
@@ -188,7 +186,7 @@ _Run: TypeAlias = "Callable[[Tensor], Tensor] | None"
 
 def _write_torchscript(model: nn.Module, images: Tensor, path: Path, open_size: bool, plain: bool, opset: int) -> _Run:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # it holds for this shape, as is said
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # whether it holds for other shapes is compared
         traced: Any = torch.jit.trace(model, images, check_trace=False)
     traced.save(str(path))
     return torch.jit.load(str(path))
