@@ -37,9 +37,7 @@ def parse() -> argparse.Namespace:
         "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images (default: the model's own)"
     )
     parser.add_argument("--batch", type=int, default=2, help="images at once (default: 2)")
-    parser.add_argument(
-        "--fixed", action="store_true", help="for this batch and size alone; open otherwise"
-    )
+    parser.add_argument("--fixed", action="store_true", help="for this batch and size alone; open otherwise")
     parser.add_argument(
         "--plain", action="store_true", help="a program of ordinary operations, which needs torch alone"
     )

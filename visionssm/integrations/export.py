@@ -3,9 +3,9 @@
 A program and a TorchScript file call this package's kernels, so they run wherever it is installed and at its speed. An ONNX file,
 and a program made with `plain=True`, consist of ordinary operations: the scan is cut into chunks of 16 steps that run side by
 side, and one loop carries the state from chunk to chunk, so any length fits.
-There, route tables are computed in the file from the size of the image where an order is made by arithmetic (all straight lines, snakes
-and windows over sizes that fit). An order that is made position by position (Hilbert curves, spirals) needs a fixed size; the
-file then holds its table.
+There, route tables are computed in the file from the size of the image where an order is made by arithmetic (all straight lines,
+snakes and windows over sizes that fit). An order that is made position by position (Hilbert curves, spirals) needs a fixed size;
+the file then holds its table.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def export_model(
         model: takes images (B, C, H, W) and gives one tensor; it is put into evaluation mode.
         path: the file; its ending decides the format where `format` does not.
         format: "program" (.pt2), "onnx" (.onnx) or "torchscript" (.pt).
-        image_shape: (B, C, H, W) to export with; sides of at least twice the model's last stride where programs and ONNX are open.
+        image_shape: (B, C, H, W) to export with; sides of at least twice the model's last stride for open programs and ONNX.
         open_size: take any batch, and images of any size, of programs and ONNX from two cells of the model's smallest map on.
         plain: a program of ordinary operations alone, which needs no more than torch; an ONNX file is always such.
         opset: of ONNX, 18 or later.
