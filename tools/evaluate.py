@@ -28,7 +28,7 @@ from visionssm.data.errors import DataError, UserError
 from visionssm.data.restoration import SplitConfig, open_pictures
 from visionssm.data.sampling import EvalBatches
 from visionssm.data.seeding import seeded
-from visionssm.data.transforms import build_eval_transform
+from visionssm.data.transforms import build_plain_transform
 from visionssm.engine.checkpoint import write_atomic
 from visionssm.engine.command_line import (
     Job,
@@ -102,9 +102,9 @@ def classify(args: argparse.Namespace) -> None:
     source = open_source(data, args.split, classes=model.pretrained_cfg.get("label_names"))
     if len(source.classes) != model.num_classes:
         raise DataError(f"{args.data} has {len(source.classes)} classes, {args.model} {model.num_classes} outputs")
-    transform = build_eval_transform(input_stats(model, img_size=args.image_size, crop_pct=args.crop_pct))
+    transform = build_plain_transform(input_stats(model, img_size=args.image_size, crop_pct=args.crop_pct))
     loader = build_loader(
-        LabelledImages(source, transform=lambda image, seed: transform(image)),
+        LabelledImages(source, transform=transform),
         EvalBatches(length=len(source), batch_size=args.batch_size),
         workers=args.workers,
         skip_corrupt=args.skip_corrupt,

@@ -1,5 +1,7 @@
 """Folders, tar files and Hugging Face data sets: found or refused by name; bad images raise or are skipped on request."""
 
+import multiprocessing
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from visionssm.data.classification import (
 )
 from visionssm.data.errors import DataError
 from visionssm.data.sampling import EvalBatches
-from visionssm.data.transforms import AugmentConfig, InputStats, build_eval_transform, build_train_transform
+from visionssm.data.transforms import AugmentConfig, InputStats, build_plain_transform, build_train_transform
 
 STATS = InputStats(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -35,11 +37,15 @@ def images(tmp_path: Path) -> Path:
     return tmp_path
 
 
+AUGMENTS = [
+    AugmentConfig(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5),
+    AugmentConfig(library="albumentations", pipeline=[{"RandomResizedCrop": {}}, {"HorizontalFlip": {"p": 0.5}}]),
+    AugmentConfig(library="none"),
+]
+
+
 def loader(config: DataConfig, split: str = "train", *, replace: bool = False, workers: int = 0, **options):
-    transform = build_eval_transform(STATS)
-    dataset = LabelledImages(
-        open_source(config, split), transform=lambda image, seed: transform(image), replace=replace
-    )
+    dataset = LabelledImages(open_source(config, split), transform=build_plain_transform(STATS), replace=replace)
     batches = EvalBatches(length=len(dataset), batch_size=4)
     return build_loader(dataset, batches, workers=workers, skip_corrupt=config.skip_corrupt, **options)
 
@@ -76,6 +82,25 @@ def test_classes_are_matched_by_name(images: Path) -> None:
     assert [source.load(i)[1] for i in (0, 5)] == [2, 1]
     with pytest.raises(DataError, match="class 'dog', which the model or the training split lacks"):
         open_source(DataConfig(path=str(images)), "val", classes=("cat", "dogs"))
+
+
+@pytest.mark.parametrize("augment", AUGMENTS, ids=lambda augment: augment.library)
+@pytest.mark.parametrize("name", ["folder", "digits"])
+def test_what_spawned_loader_processes_get_can_be_pickled(images: Path, name: str, augment: AugmentConfig) -> None:
+    source = open_source(DataConfig(name=name, path=str(images)), "train")
+    dataset = LabelledImages(source, transform=build_train_transform(augment, STATS))
+    again = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(dataset[0, 1]["image"], again[0, 1]["image"])
+
+
+@pytest.mark.slow
+def test_loader_processes_may_be_spawned(images: Path) -> None:
+    config = DataConfig(path=str(images))
+    spawned = loader(config, workers=1)
+    spawned.multiprocessing_context = multiprocessing.get_context("spawn")
+    for one, other in zip(spawned, loader(config), strict=True):
+        assert torch.equal(one["image"], other["image"])
+    del spawned._iterator
 
 
 def test_missing_folders_are_named(images: Path) -> None:

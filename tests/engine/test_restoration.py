@@ -1,6 +1,7 @@
 """The restoration trainer: recipes, patches, schedule, losses, exact resume, fine-tuning, what a run leaves behind."""
 
 import json
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,16 @@ def test_a_rate_that_waits_and_falls_along_a_cosine() -> None:
         rates.append(inner.param_groups[0]["lr"])
     expected = [1.0] * 40 + [0.1 + 0.45 * (1 + np.cos(np.pi * i / 60)) for i in range(60)]
     np.testing.assert_allclose(rates, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("clean", ["photographs", "HR"])
+def test_what_spawned_loader_processes_get_can_be_pickled(pictures: Path, clean: str) -> None:
+    config = SplitConfig(clean=(clean if clean == "photographs" else str(pictures / clean),), limit=2)
+    source = open_pictures(config, "train", scale=2, channels=3, cache=2)
+    patches = PatchSet(source, DegradationConfig(), scale=2, flips=True, seed=0)
+    key = (0, 0, 1, 16)
+    wanted = patches[key]["degraded"]  # also fills the cache
+    assert torch.equal(pickle.loads(pickle.dumps(patches))[key]["degraded"], wanted)
 
 
 def test_batches_take_every_picture_once_before_any_again() -> None:

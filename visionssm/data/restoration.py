@@ -150,8 +150,16 @@ class Folders:
         for clean, degraded in zip(config.clean, partners, strict=True):
             self.pairs += _pairs(clean, degraded, config.template)
         self.pairs = self.pairs[: config.limit]
-        self.scale, self.channels = scale, channels
+        self.scale, self.channels, self.cache = scale, channels, cache
         self._read = lru_cache(maxsize=cache)(self._decode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the decoded pictures, which cannot be pickled: every loader process keeps its own."""
+        return {name: value for name, value in vars(self).items() if name != "_read"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._read = lru_cache(maxsize=self.cache)(self._decode)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -17,7 +17,14 @@ from timm.data.auto_augment import posterize
 from visionssm.data.errors import DataError, did_you_mean
 from visionssm.data.seeding import seed_of, seeded
 
-__all__ = ["AugmentConfig", "InputStats", "TrainTransform", "build_eval_transform", "build_train_transform"]
+__all__ = [
+    "AugmentConfig",
+    "InputStats",
+    "TrainTransform",
+    "build_eval_transform",
+    "build_plain_transform",
+    "build_train_transform",
+]
 
 TrainTransform = Callable[[Image.Image, int], torch.Tensor]
 """(RGB image, seed) -> (3, H, W) float32; the seed decides every random choice."""
@@ -92,6 +99,11 @@ def build_eval_transform(stats: InputStats) -> Callable[[Image.Image], torch.Ten
     return transform
 
 
+def build_plain_transform(stats: InputStats) -> TrainTransform:
+    """`build_eval_transform` as a function of (image, seed), of which the seed decides nothing."""
+    return _Unseeded(build_eval_transform(stats))
+
+
 def build_train_transform(augment: AugmentConfig, stats: InputStats) -> TrainTransform:
     """The augmentation of a recipe as a function of (image, seed).
 
@@ -101,8 +113,7 @@ def build_train_transform(augment: AugmentConfig, stats: InputStats) -> TrainTra
     if augment.library == "albumentations":
         return _Albumentations(augment.pipeline, stats)
     if augment.library == "none":
-        plain = build_eval_transform(stats)
-        return lambda image, seed: plain(image)
+        return build_plain_transform(stats)
     transform: Any = create_transform(
         input_size=(len(stats.mean), *stats.size),
         is_training=True,
@@ -119,12 +130,26 @@ def build_train_transform(augment: AugmentConfig, stats: InputStats) -> TrainTra
         re_mode=augment.erasing_mode,
     )
     _repair_posterize(transform)
+    return _Seeded(transform)
 
-    def apply(image: Image.Image, seed: int) -> torch.Tensor:
+
+@dataclass(frozen=True)
+class _Unseeded:
+    """Classes, not closures: where loader processes are spawned, all that they need is pickled."""
+
+    transform: Callable[[Image.Image], torch.Tensor]
+
+    def __call__(self, image: Image.Image, seed: int) -> torch.Tensor:
+        return self.transform(image)
+
+
+@dataclass(frozen=True)
+class _Seeded:
+    transform: Callable[[Image.Image], torch.Tensor]
+
+    def __call__(self, image: Image.Image, seed: int) -> torch.Tensor:
         with seeded(seed):
-            return transform(image)
-
-    return apply
+            return self.transform(image)
 
 
 def _repair_posterize(transform: Any) -> None:

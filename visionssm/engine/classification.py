@@ -16,7 +16,7 @@ from visionssm.data.classification import DataConfig, LabelledImages, Source, bu
 from visionssm.data.errors import UserError
 from visionssm.data.sampling import EvalBatches, UpdateBatches
 from visionssm.data.seeding import seed_of, seeded
-from visionssm.data.transforms import AugmentConfig, InputStats, build_eval_transform, build_train_transform
+from visionssm.data.transforms import AugmentConfig, InputStats, build_plain_transform, build_train_transform
 from visionssm.engine.evaluation import Scores, evaluate_classifier
 from visionssm.engine.logging import RunLogger
 from visionssm.engine.loop import Place, Trainer
@@ -138,8 +138,7 @@ class ClassificationTask:
         self._report = report
         self._pin = accelerator.device.type == "cuda"
         self._train_loader: Any = None
-        plain = build_eval_transform(stats)
-        self._validation = LabelledImages(validation, transform=lambda image, seed: plain(image))
+        self._validation = LabelledImages(validation, transform=build_plain_transform(stats))
         self._validation_loader = self._eval_loader(self._validation, shared=True)
 
     def train_loader(self, batches: UpdateBatches) -> Any:
@@ -180,8 +179,7 @@ class ClassificationTask:
 
     def scores(self, model: nn.Module, source: Source, stats: InputStats) -> Scores:
         """All scores on a source, computed by this process alone."""
-        plain = build_eval_transform(stats)
-        dataset = LabelledImages(source, transform=lambda image, seed: plain(image))
+        dataset = LabelledImages(source, transform=build_plain_transform(stats))
         return self._scores(model, self._eval_loader(dataset, shared=False), shared=False)
 
     def _scores(self, model: nn.Module, loader: Any, *, shared: bool) -> Scores:
