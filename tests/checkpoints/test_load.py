@@ -13,6 +13,7 @@ import visionssm
 from tests.parity.cases import load_cases
 from tests.parity.families import HERE, torch_weights
 from visionssm.checkpoints import CheckpointError, read_checkpoint
+from visionssm.engine.checkpoint import save_checkpoint
 
 CASE = next(case for case in load_cases(HERE / "vim" / "vim_tiny.json") if case.name == "small")
 
@@ -126,6 +127,20 @@ def test_the_averaged_weights_are_preferred_where_published_figures_are_theirs()
     assert model.stages[0].blocks[0].mixer.in_proj.weight.any()
 
 
+@pytest.mark.parametrize("average", [True, False])
+def test_a_checkpoint_of_our_trainers_gives_what_they_export(average: bool, wanted, model, tmp_path: Path) -> None:
+    raw = {name: tensor * 0 for name, tensor in wanted.items()} if average else dict(wanted)
+    weights = {"model": raw, "ema": dict(wanted) if average else None}
+    save_checkpoint(tmp_path / "best.pt", {"config": {}, "state": {"epoch": 3}, **weights, "optimizer": {}, "scaler": None})
+    assert_loaded(visionssm.load_official(model, tmp_path / "best.pt"), wanted)
+
+
+def test_a_checkpoint_of_our_trainers_is_known_in_every_family(tmp_path: Path) -> None:
+    restorer = visionssm.create_model("mambair_nano_x2", dim=12, depths=(1,), d_state=1)
+    content = {"format": 1, "state": {}, "model": restorer.state_dict(), "ema": None}
+    visionssm.load_official(restorer, content)
+
+
 # --- what can be wrong --------------------------------------------------------------------------------------------
 
 
@@ -175,6 +190,17 @@ def test_truncated_files(suffix: str, published, model, tmp_path: Path) -> None:
     save_file(published, file) if suffix == ".safetensors" else torch.save(published, file)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=r"truncated|not a complete safetensors"):
+        visionssm.load_official(model, file)
+
+
+def test_damage_inside_a_tensor_is_found(published, model, tmp_path: Path) -> None:
+    file = tmp_path / "file.pth"
+    torch.save(published, file)
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4096] = bytes(4096)
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"file\.pth is damaged: wrong checksum in"):
         visionssm.load_official(model, file)
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import visionssm
+from tests.parity.cases import load_cases
+from tests.parity.families import HERE, torch_weights
 from tests.tolerances import TOLERANCES
 from visionssm.data.classification import CorruptImage
 from visionssm.data.errors import UserError
 from visionssm.engine import loop
-from visionssm.engine.checkpoint import CheckpointError, load_checkpoint
+from visionssm.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from visionssm.engine.classification import ClassificationTask, train_classifier
 from visionssm.engine.loop import DivergedError, Trainer
+from visionssm.engine.models import ModelConfig, build_classifier, load_classifier
 
 STRONG = {  # every source of randomness at once
     "augment": {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25},
@@ -316,6 +321,43 @@ def test_fine_tuning_starts_from_a_file(recipe) -> None:
     train_classifier(config, cpu=True)
     tuned = load_file(Path(config.run.output) / "model.safetensors")
     assert all(torch.equal(weights[name], tuned[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, torch.Tensor]:
+    """EfficientViM-M1 in the names and the wrapping of its authors."""
+    return torch_weights(load_cases(HERE / "efficient_vim" / "m1.json")[0])
+
+
+def test_published_files_of_classifiers_are_taken_by_name(published, tmp_path: Path) -> None:
+    torch.save({"model": published, "args": Namespace(lr=0.1)}, tmp_path / "m1.pth")
+    wanted = visionssm.load_official(visionssm.create_model("efficient_vim_m1"), published).state_dict()
+    loaded = load_classifier("efficient_vim_m1", checkpoint=str(tmp_path / "m1.pth")).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in wanted.items())
+    config = ModelConfig(name="efficient_vim_m1", checkpoint=str(tmp_path / "m1.pth"))
+    tuned = build_classifier(config, num_classes=7, image_size=64).eval()
+    assert tuned(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    found = tuned.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items() if not name.startswith("head."))
+
+
+@pytest.mark.parametrize("name", ["efficient_vim_m1", "test_vit"])
+def test_a_missing_weight_file_is_named(name: str) -> None:
+    with pytest.raises(UserError, match=f"cannot load {name}: .*none.pth"):
+        load_classifier(name, checkpoint="none.pth")
+
+
+@pytest.mark.parametrize("name", ["vssd_nano", "test_vit"])
+def test_a_checkpoint_as_weights_is_its_average(name: str, tmp_path: Path) -> None:
+    plain, average = (timm.create_model(name).state_dict() for _ in range(2))
+    file = tmp_path / "best.pt"
+    save_checkpoint(file, {"config": {}, "state": {}, "model": plain, "ema": average, "optimizer": {}, "scaler": None})
+    config = ModelConfig(name=name, checkpoint=str(file))
+    for model in (
+        load_classifier(name, checkpoint=str(file)),
+        build_classifier(config, num_classes=1000, image_size=None),
+    ):
+        assert all(torch.equal(value, average[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,18 @@ def test_kinds_of_pictures_stay_what_they_are(restorer, photo, tmp_path, monkeyp
     assert np.array_equal(read("rgb_compare.png")[16:, 104:], expected)
 
 
+def test_a_checkpoint_replaces_the_weights_of_a_run(restorer, photo, tmp_path, monkeypatch) -> None:
+    other = load_restorer(str(restorer)).model
+    with torch.no_grad():
+        other.conv_first.weight.mul_(-1)
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    loaded = load_restorer(str(restorer), checkpoint=str(tmp_path / "other.pth")).model
+    assert torch.equal(loaded.conv_first.weight, other.conv_first.weight)
+    Image.fromarray(photo).save(tmp_path / "in.png")
+    with pytest.raises(SystemExit, match=r"error: .*none\.pth"):
+        run("predict", monkeypatch, restorer, tmp_path / "in.png", "--output", tmp_path / "out", "--checkpoint", "none.pth")
+
+
 def test_frames_of_a_video(restorer, photo, tmp_path, monkeypatch) -> None:
     writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (50, 40))
     for shift in range(3):

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["BASICSR_RENAMES", "CheckpointError", "Layout"]
+__all__ = ["BASICSR_RENAMES", "CheckpointError", "Layout", "unwrap"]
+
+WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "params_ema", "params")
+OURS = {"format", "state", "model", "ema"}  # keys of a checkpoint of visionssm.engine
 
 
 class CheckpointError(ValueError):
     """A checkpoint that does not fit the model; the message names the keys."""
+
+
+def unwrap(file: Mapping[str, object], wrappers: Sequence[str] = WRAPPERS) -> Mapping[str, object]:
+    """The state dict inside a training file; of a checkpoint of our trainers what they export: the average, if there is one.
+
+    Args:
+        file: what was read.
+        wrappers: keys that may hold the state dict, the preferred first.
+    """
+    for key in ("ema", "model") if OURS <= file.keys() else wrappers:
+        inner = file.get(key)
+        if isinstance(inner, Mapping):
+            return unwrap(inner, wrappers)
+    return file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +51,12 @@ class Layout:
     renames: tuple[tuple[str, str], ...]
     ignore: tuple[str, ...] = ()
     reshape: tuple[str, ...] = ()
-    wrappers: tuple[str, ...] = ("model_ema", "model", "state_dict", "params_ema", "params")
+    wrappers: tuple[str, ...] = WRAPPERS
     convert: Callable[[dict[str, Tensor], torch.nn.Module], dict[str, Tensor]] | None = field(default=None)
 
     def unwrap(self, file: Mapping[str, object]) -> Mapping[str, object]:
         """The state dict inside a training file."""
-        for key in self.wrappers:
-            inner = file.get(key)
-            if isinstance(inner, Mapping):
-                return self.unwrap(inner)
-        return file
+        return unwrap(file, self.wrappers)
 
     def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our names and stacking for a published state dict; differentiable, copies nothing that is not stacked.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is truncated, or no checkpoint at all.
+        CheckpointError: the file is damaged, cut off, or no checkpoint at all.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,6 +90,8 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
     try:
         content = _load_pickled(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # torch and pickle raise whatever their parsers stumble on
         size = path.stat().st_size
         raise CheckpointError(f"{path} ({size} bytes) is truncated or no checkpoint: {_first_line(error)}") from error
@@ -98,6 +101,10 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
 
 
 def _load_pickled(path: Path) -> Any:
+    if zipfile.is_zipfile(path):  # as torch writes since 1.6; its own reader does not look at the checksums
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise CheckpointError(f"{path} is damaged: wrong checksum in {damaged}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # also what it says of objects other than tensors

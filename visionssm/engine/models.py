@@ -12,11 +12,13 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.models import is_model, load_state_dict, resolve_model_input_args
+from timm.models import clean_state_dict, is_model, resolve_model_input_args
 from timm.models._hub import save_for_hf
 from torch import nn
 
 import visionssm
+from visionssm.checkpoints.layout import unwrap
+from visionssm.checkpoints.read import read_checkpoint
 from visionssm.data.errors import UserError, did_you_mean
 from visionssm.data.transforms import InputStats
 from visionssm.engine.checkpoint import write_atomic
@@ -79,9 +81,7 @@ def build_classifier(config: ModelConfig, *, num_classes: int, image_size: int |
         raise UserError(f"model.checkpoint={config.checkpoint}: no such file")
     try:
         arguments = resolve_model_input_args(config.name, request, **options)
-        if config.checkpoint is not None:
-            arguments["pretrained_cfg"] |= _weights_of(config.checkpoint, arguments["pretrained_cfg"])
-        model: Any = timm.create_model(pretrained=config.pretrained or config.checkpoint is not None, **arguments)
+        model = _create(config, arguments)
         if config.grad_checkpointing:
             model.set_grad_checkpointing(True)
     except (TypeError, RuntimeError, ValueError, FileNotFoundError, AssertionError) as error:
@@ -90,12 +90,29 @@ def build_classifier(config: ModelConfig, *, num_classes: int, image_size: int |
     return model
 
 
+def _create(config: ModelConfig, arguments: dict[str, Any]) -> Any:
+    """timm's model with the weights that the recipe asks for."""
+    if config.checkpoint is None:
+        return timm.create_model(pretrained=config.pretrained, **arguments)
+    if config.name.partition(".")[0] in visionssm.list_models(task="classification"):
+        model: Any = timm.create_model(**arguments)
+        model.load_pretrained(config.checkpoint)
+        return model
+    arguments["pretrained_cfg"] |= _weights_of(config.checkpoint, arguments["pretrained_cfg"])
+    return timm.create_model(pretrained=True, **arguments)
+
+
 def _weights_of(checkpoint: str, pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
     """What to change in a pretrained_cfg so that timm's own loading takes a file: it converts, resizes and is strict."""
-    state = load_state_dict(checkpoint)
+    state = _read_weights(checkpoint)
     head = state.get(f"{pretrained_cfg.get('classifier')}.weight")
     size = {} if head is None else {"num_classes": head.shape[0]}
     return {"state_dict": state, "source": "", **size}
+
+
+def _read_weights(checkpoint: str) -> dict[str, Any]:
+    """The state dict in a file, without what wrappers of modules put before its names."""
+    return clean_state_dict(dict(unwrap(read_checkpoint(checkpoint))))
 
 
 def load_classifier(source: str, *, checkpoint: str | None = None) -> nn.Module:
@@ -103,7 +120,7 @@ def load_classifier(source: str, *, checkpoint: str | None = None) -> nn.Module:
 
     Args:
         source: A run folder (or any folder with timm's config.json), or a timm name, whose registered weights are used.
-        checkpoint: Weight file for a timm name.
+        checkpoint: Weight file to load instead, published, exported or of a run.
 
     Raises:
         UserError: If there is no such model or it has no weights.
@@ -118,13 +135,19 @@ def load_classifier(source: str, *, checkpoint: str | None = None) -> nn.Module:
     else:
         raise UserError(f"{source!r} is neither a folder nor a model; {did_you_mean(source, timm.list_models())}")
     try:
+        model = timm.create_model(name, pretrained=checkpoint is None)
         if checkpoint is not None:
-            model = timm.create_model(name, checkpoint_path=checkpoint)
-        else:
-            model = timm.create_model(name, pretrained=True)
+            _load(model, checkpoint)
     except Exception as error:  # timm, safetensors and the hub raise many kinds; all mean "these weights cannot be had"
         raise UserError(f"cannot load {source}: {' '.join(str(error).split())[:400]}") from error
     return model.eval()
+
+
+def _load(model: nn.Module, checkpoint: str) -> None:
+    if hasattr(model, "official_layout"):
+        visionssm.load_official(model, checkpoint)
+    else:
+        model.load_state_dict(_read_weights(checkpoint))
 
 
 def class_names(model: nn.Module, num_classes: int) -> tuple[str, ...]:

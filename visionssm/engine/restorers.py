@@ -97,7 +97,7 @@ def load_restorer(source: str, *, checkpoint: str | None = None) -> Restorer:
 
     Args:
         source: A run folder, or a visionssm name, whose registered weights are used.
-        checkpoint: Weight file for a name, published or our own.
+        checkpoint: Weight file to load instead, published, exported or of a run.
 
     Raises:
         UserError: If there is no such model, or it has no weights.
@@ -106,13 +106,14 @@ def load_restorer(source: str, *, checkpoint: str | None = None) -> Restorer:
     degradation = DegradationConfig()
     try:
         if folder.is_dir():
-            if missing := [name for name in (WEIGHTS, CARD) if not (folder / name).is_file()]:
+            needed = (WEIGHTS, CARD) if checkpoint is None else (CARD,)
+            if missing := [name for name in needed if not (folder / name).is_file()]:
                 raise UserError(f"{source} is not an exported model: it has no {' and no '.join(missing)}")
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
             if card.get("task") != TASK:
                 raise UserError(f"{source} holds a model for {card.get('task', 'classification')}, not for {TASK}")
             model = visionssm.create_model(card["architecture"], **card["options"])
-            visionssm.load_official(model, folder / WEIGHTS)
+            visionssm.load_official(model, folder / WEIGHTS if checkpoint is None else checkpoint)
             degradation = build_config(DegradationConfig, card["degradation"])
         else:
             model = build_restorer(ModelConfig(name=source, pretrained=checkpoint is None))
