@@ -15,11 +15,13 @@ from visionssm.data.classification import (
     DataConfig,
     LabelledImages,
     build_loader,
+    open_image,
     open_source,
 )
 from visionssm.data.errors import DataError
 from visionssm.data.sampling import EvalBatches
 from visionssm.data.transforms import AugmentConfig, InputStats, build_plain_transform, build_train_transform
+from visionssm.engine.prediction import find_images
 
 STATS = InputStats(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -101,6 +103,32 @@ def test_loader_processes_may_be_spawned(images: Path) -> None:
     for one, other in zip(spawned, loader(config), strict=True):
         assert torch.equal(one["image"], other["image"])
     del spawned._iterator
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".bmp", ".TIF"])
+def test_folders_take_what_the_other_tools_take(images: Path, suffix: str) -> None:
+    for path in (images / "train").rglob("*.png"):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(suffix))
+        path.unlink()
+    assert len(open_source(DataConfig(path=str(images)), "train")) == 6
+    assert len(find_images([str(images / "train")])) == 6
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_sixteen_bits_are_scaled_to_eight(suffix: str, tmp_path: Path) -> None:
+    wanted = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(wanted.astype(np.uint16) * 257).save(tmp_path / f"deep{suffix}")
+    read = open_image(tmp_path / f"deep{suffix}", "deep")
+    assert read.mode == "RGB"
+    assert np.array_equal(np.asarray(read), wanted[..., None].repeat(3, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_values_without_a_range_are_refused(dtype: type, tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 0.5 if dtype is np.float32 else 70_000, dtype)).save(tmp_path / "odd.tif")
+    with pytest.raises(CorruptImage, match=r"odd\.tif.* mode '[IF]' .*save it with 8 or 16 bits"):
+        open_image(tmp_path / "odd.tif", "odd.tif")
 
 
 def test_missing_folders_are_named(images: Path) -> None:

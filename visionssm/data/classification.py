@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_dataset
-from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from visionssm.data.digits import DIGIT_CLASSES, load_digit_images
@@ -25,6 +25,7 @@ from visionssm.data.seeding import seed_of
 from visionssm.data.transforms import TrainTransform
 
 __all__ = [
+    "PICTURE_TYPES",
     "CorruptImage",
     "DataConfig",
     "ImageLoader",
@@ -35,6 +36,9 @@ __all__ = [
     "open_source",
 ]
 
+PICTURE_TYPES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Suffixes that are looked for in folders; a file given by name may have any that Pillow reads."""
+
 KINDS = ("digits", "folder", "hfds/<name>")
 SYNONYMS = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "eval")}
 
@@ -44,7 +48,8 @@ class DataConfig:
     """Where the images come from.
 
     Args:
-        name: "digits" (embedded), "folder" (class folders or tar files), or "hfds/<name>" (Hugging Face datasets).
+        name: "digits" (embedded), "folder" (class folders or tar files, of which timm reads the PNG and JPEG images), or
+            "hfds/<name>" (Hugging Face datasets).
         path: For "folder": holds one folder, or one tar file, per split. For "hfds/": its cache folder, if any.
         train_split, validation_split, test_split: Names of the splits; test may be absent. "train" and "validation"
             also find "training", "val", "valid" and "eval".
@@ -92,18 +97,18 @@ class Source(Protocol):
 
 
 def open_image(file: Any, name: str) -> Image.Image:
-    """Decodes an image file to RGB.
+    """Decodes an image file to RGB of 8 bits; as in timm, EXIF orientation is not applied.
 
     Args:
         file: Path or binary file object.
         name: What to call it in the error.
 
     Raises:
-        CorruptImage: If it cannot be read in full.
+        CorruptImage: If it cannot be read in full, or holds 32-bit or float values, of which nothing says what is white.
     """
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
+            return _to_rgb(image)
     except (
         OSError,
         SyntaxError,
@@ -114,6 +119,16 @@ def open_image(file: Any, name: str) -> Image.Image:
             raise DataError(f"no such image: {name}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CorruptImage(f"cannot read image {name}: {reason}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Pillow would cut what is above 255 instead of scaling it."""
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if sixteen_bits:
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r} have no known range; save it with 8 or 16 bits per channel")
+    return image.convert("RGB")
 
 
 class DigitsSource:
@@ -189,16 +204,19 @@ def open_source(config: DataConfig, split: str, *, classes: Sequence[str] | None
         return source
     if config.name == "folder":
         root = _split_root(config.path, split)
-        if root.is_dir():
-            _refuse_empty_classes(root)
         try:
-            dataset: Any = create_dataset("", root=str(root), search_split=False)
+            reader = _folder_reader(root) if root.is_dir() else create_dataset("", root=str(root)).reader
         except (RuntimeError, ValueError, AssertionError, OSError) as error:
             raise DataError(f"{root}: no images found ({' '.join(str(error).split())})") from error
-        return TimmSource(dataset.reader, where=str(root), classes=classes)
+        return TimmSource(reader, where=str(root), classes=classes)
     if config.name.startswith("hfds/"):
         return TimmSource(_hugging_face_reader(config, split), where=f"{config.name}:{split}", classes=classes)
     raise DataError(f"data.name={config.name!r} is not a data set; {did_you_mean(config.name, KINDS)}")
+
+
+def _folder_reader(root: Path) -> ReaderImageFolder:
+    _refuse_empty_classes(root)
+    return ReaderImageFolder(str(root), input_key=";".join(PICTURE_TYPES))
 
 
 def _hugging_face_reader(config: DataConfig, split: str) -> Any:
@@ -231,12 +249,11 @@ def _split_root(path: str | None, split: str) -> Path:
 
 def _refuse_empty_classes(root: Path) -> None:
     """A leaf folder without an image would silently drop a class and shift the numbers of all after it."""
-    types = get_img_extensions(as_set=True)
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        if not subfolders and not any(os.path.splitext(name)[1].lower() in types for name in files):
+        if not subfolders and not any(os.path.splitext(name)[1].lower() in PICTURE_TYPES for name in files):
             what = "class folder" if Path(folder) != root else "folder"
-            raise DataError(f"the {what} {folder} holds no images ({', '.join(sorted(types))}); fill or remove it")
+            raise DataError(f"the {what} {folder} holds no images ({', '.join(PICTURE_TYPES)}); fill or remove it")
 
 
 class LabelledImages(Dataset[dict[str, Any]]):

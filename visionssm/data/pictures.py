@@ -13,10 +13,7 @@ from PIL import Image, ImageOps
 from visionssm.data.classification import CorruptImage
 from visionssm.data.errors import DataError
 
-__all__ = ["PICTURE_TYPES", "Picture", "encode_picture", "read_picture"]
-
-PICTURE_TYPES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Suffixes that are looked for in folders; a file given by name may have any that Pillow reads."""
+__all__ = ["Picture", "encode_picture", "read_picture"]
 
 _MODES = {  # Pillow's mode -> (the mode to work in, what to tell)
     "L": ("L", None),

@@ -13,11 +13,11 @@ import torch
 from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
 
-from visionssm.data.classification import CorruptImage
+from visionssm.data.classification import PICTURE_TYPES, CorruptImage
 from visionssm.data.degradations import DegradationConfig, degrade, degrade_region
 from visionssm.data.errors import DataError, UserError
 from visionssm.data.photographs import load_photographs
-from visionssm.data.pictures import PICTURE_TYPES, read_picture
+from visionssm.data.pictures import read_picture
 from visionssm.data.sampling import CropBatches, PatchStage
 from visionssm.data.seeding import seed_of
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 from torch import nn
 
-from visionssm.data.classification import CorruptImage, open_image
+from visionssm.data.classification import PICTURE_TYPES, CorruptImage, open_image
 from visionssm.data.errors import DataError
 from visionssm.data.transforms import build_eval_transform
 from visionssm.engine.models import class_names, input_stats
@@ -35,25 +34,23 @@ class Prediction:
     thumbnail: Image.Image
 
 
-def find_images(inputs: Sequence[str], types: Iterable[str] | None = None) -> list[str]:
+def find_images(inputs: Sequence[str]) -> list[str]:
     """Image files named by files, folders (searched with all below them) and glob patterns, each once, in order.
 
     Args:
         inputs: What to look for.
-        types: Suffixes of the images in folders, lower case with the dot; None for timm's.
 
     Raises:
         DataError: For an input that names no image.
     """
-    types = get_img_extensions(as_set=True) if types is None else set(types)
     found: dict[str, None] = {}
     for entry in inputs:
         path = Path(entry).expanduser()
         if path.is_dir():
             files = [os.path.join(root, name) for root, _, names in os.walk(path) for name in names]
-            files = sorted((f for f in files if Path(f).suffix.lower() in types), key=natural_key)
+            files = sorted((f for f in files if Path(f).suffix.lower() in PICTURE_TYPES), key=natural_key)
             if not files:
-                raise DataError(f"the folder {entry} holds no images ({', '.join(sorted(types))})")
+                raise DataError(f"the folder {entry} holds no images ({', '.join(PICTURE_TYPES)})")
         elif path.is_file():
             files = [str(path)]
         elif glob.has_magic(entry):

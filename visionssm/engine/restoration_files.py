@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visionssm.data.degradations import resize
 from visionssm.data.errors import DataError, UserError
-from visionssm.data.pictures import PICTURE_TYPES, Picture, encode_picture, read_picture
+from visionssm.data.pictures import Picture, encode_picture, read_picture
 from visionssm.engine.checkpoint import write_atomic
 from visionssm.engine.prediction import find_images
 from visionssm.engine.restorers import Restorer
@@ -79,7 +79,7 @@ def find_jobs(inputs: Sequence[str], output: str, *, suffix: str = ".png") -> li
         if path.is_file() and path.suffix.lower() in VIDEOS:
             jobs.append(Job(source=path, target=Path(output) / path.stem))
             continue
-        for found in map(Path, find_images([entry], PICTURE_TYPES)):
+        for found in map(Path, find_images([entry])):
             inner = found.relative_to(path) if path.is_dir() else Path(found.name)
             jobs.append(Job(source=found, target=Path(output) / inner.with_suffix(suffix)))
     if Path(output).suffix and not Path(output).is_dir():
