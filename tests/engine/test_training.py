@@ -263,7 +263,7 @@ def test_an_exploding_learning_rate_is_caught(recipe, epochs: int) -> None:
 def test_a_run_is_not_overwritten_by_accident(recipe) -> None:
     config = recipe(run={"epochs": 1})
     train_classifier(config, cpu=True)
-    with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
+    with pytest.raises(UserError, match=r"already holds a run \(checkpoints/last\.pt\); continue it with --resume auto"):
         train_classifier(config, cpu=True)
     changed = recipe(run={"epochs": 1}, optimizer={"lr": 0.5})
     with pytest.raises(CheckpointError, match=r"optimizer\.lr was 0\.001, is 0\.5"):
@@ -271,6 +271,38 @@ def test_a_run_is_not_overwritten_by_accident(recipe) -> None:
     (Path(config.run.output) / "metrics.json").unlink()
     metrics = train_classifier(config, resume="auto", cpu=True)  # nothing left to train: only the end is made anew
     assert metrics["updates"] == 9
+
+
+def test_an_interrupted_overwrite_leaves_nothing_of_the_run_before(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = recipe(run={"epochs": 1, "tensorboard": True})
+    folder = Path(config.run.output)
+    train_classifier(config, cpu=True)
+    with pytest.raises(UserError, match="is not a model"):  # what cannot start destroys nothing
+        train_classifier(recipe(model={"name": "test_vite"}, run={"overwrite": True}), cpu=True)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_update", stop)
+    other = recipe(model={"name": "test_convnext"}, run={"overwrite": True})
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(other, cpu=True)
+    left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert left == ["config.yaml", "log.csv"]
+    assert not (folder / "log.csv").read_text().strip()
+    with pytest.raises(UserError, match="not an exported model"):
+        load_classifier(str(folder))
+
+
+def test_a_model_without_its_checkpoints_is_not_overwritten_by_accident(recipe) -> None:
+    config = recipe(run={"epochs": 1})
+    folder = Path(config.run.output)
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"kept")
+    with pytest.raises(UserError, match=r"holds a run \(model\.safetensors\); start anew with --overwrite"):
+        train_classifier(config, resume="auto", cpu=True)
+    assert (folder / "model.safetensors").read_bytes() == b"kept"
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,16 @@ from visionssm.engine.checkpoint import BEST, LAST, CheckpointError, find_checkp
 from visionssm.engine.config import dump_config
 from visionssm.engine.logging import RunLogger
 from visionssm.engine.loop import Task, Trainer, build_accelerator
-from visionssm.engine.models import ModelConfig
+from visionssm.engine.models import EXPORTED, ModelConfig
 from visionssm.engine.plots import plot_curves
 from visionssm.engine.settings import EmaConfig, OptimizerConfig, RunSettings, ScheduleConfig
 
 __all__ = ["Recipe", "Run", "environment", "starting_point"]
 
 TaskT = TypeVar("TaskT", bound=Task)
+
+PRECIOUS = (f"checkpoints/{LAST}", *EXPORTED)  # that only `run.overwrite` replaces
+RESULTS = (*PRECIOUS, f"checkpoints/{BEST}", "metrics.json", "log.csv", "curves.png", "confusion.png", "pictures.png")
 
 
 class Recipe(Protocol):
@@ -89,6 +92,8 @@ class Run:
         """
         config, accelerator = self.config, self.accelerator
         recipe = dump_config(config)
+        if self.checkpoint is None and accelerator.is_main_process:
+            _clear(self.folder)
         logger = RunLogger(self.folder, active=accelerator.is_main_process, tensorboard=config.run.tensorboard)
         try:
             built = task(logger)
@@ -155,19 +160,21 @@ def starting_point(run: RunSettings, resume: str, accelerator: Accelerator) -> P
     broadcast_object_list(known)
     if known[0] is not None and path is None:
         raise CheckpointError(f"{known[0]} is not visible on process {accelerator.process_index}: share the run folder")
-    last = folder / "checkpoints" / LAST
-    if path is None and last.is_file() and not run.overwrite:
+    found = [name for name in PRECIOUS if (folder / name).is_file()]
+    if path is None and found and not run.overwrite:
+        resumable = "continue it with --resume auto, " if found[0] == PRECIOUS[0] else ""
         raise UserError(
-            f"{folder} already holds a run; continue it with --resume auto, start anew with --overwrite, "
+            f"{folder} already holds a run ({found[0]}); {resumable}start anew with --overwrite, "
             "or choose another run.output"
         )
     accelerator.wait_for_everyone()
-    if path is None and accelerator.is_main_process:
-        for name in (LAST, BEST):
-            (folder / "checkpoints" / name).unlink(missing_ok=True)
-        for events in (folder / "tensorboard").glob("events.*"):
-            events.unlink()
     return path
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a run before left but its recipe, so that an interrupted one never serves another's model or figures."""
+    for path in (*(folder / name for name in RESULTS), *(folder / "tensorboard").glob("events.*")):
+        path.unlink(missing_ok=True)
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
