@@ -196,7 +196,7 @@ def test_pieces_are_images_of_their_own(own_orders: None, kind: str) -> None:
         for mixer in (rows, raster):
             nn.init.zeros_(mixer.fusion.kernels)
             with torch.no_grad():
-                mixer.fusion.kernels[0, :, 0, 1, 1] = 1.0
+                mixer.fusion.kernels.chunk(3)[0][:, 0, 1, 1] = 1.0
                 mixer.fusion.alpha.fill_(1.0)
     x = torch.randn(2, H, W, width, dtype=torch.float64)
     with torch.no_grad():

@@ -27,7 +27,7 @@ def slow_fusion(fusion: FuseStates, h_BHWD: Tensor) -> Tensor:
             for column in range(3):
                 y = (torch.arange(height) + (row - 1) * dilation).clamp(0, height - 1)
                 x = (torch.arange(width) + (column - 1) * dilation).clamp(0, width - 1)
-                fused = fused + fusion.alpha[i] * fusion.kernels[i, :, 0, row, column] * h_BHWD[:, y][:, :, x]
+                fused = fused + fusion.scaled_kernels()[i, :, row, column] * h_BHWD[:, y][:, :, x]
     return fused
 
 

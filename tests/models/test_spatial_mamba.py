@@ -53,7 +53,7 @@ def test_pretrained_takes_a_file_that_was_fetched(tmp_path: Path) -> None:
     )
     fusion = model.stages[2].blocks[5].mixer.fusion
     name = "layers.2.blocks.5.self_attention.state_fusion."
-    assert torch.equal(fusion.kernels[1], state[f"{name}kernel_3_1"])
+    assert torch.equal(fusion.kernels.chunk(3)[1], state[f"{name}kernel_3_1"])
     assert torch.equal(fusion.alpha, state[f"{name}alpha"])
     torch.testing.assert_close(model.stem.conv1.weight, state["patch_embed.conv1.conv.weight"].sum(1, keepdim=True))
     assert model.head.fc.weight.shape == (3, 512)
@@ -69,6 +69,15 @@ def test_a_published_file_is_loaded_strictly() -> None:
         visionssm.load_official(
             model, {k: v for k, v in state.items() if k != "layers.0.downsample.conv.2.norm.running_var"}
         )
+
+
+def test_files_from_when_the_kernels_had_five_dimensions_are_loaded() -> None:
+    model = visionssm.create_model("spatial_mamba_nano")
+    state = model.state_dict()
+    old = {n: t.unflatten(0, (3, -1)) if n.endswith("kernels") else t for n, t in state.items()}
+    assert any(tensor.ndim == 5 for tensor in old.values())
+    other = visionssm.load_official(visionssm.create_model("spatial_mamba_nano"), old).state_dict()
+    assert all(torch.equal(other[name], tensor) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("size", [(64, 64), (33, 70), (4, 100), (1, 1)])

@@ -3,6 +3,7 @@
 The checks follow timm's own generic suite (tests/test_models.py of the release), so that its tools work on these models.
 """
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,13 @@ def test_pruning_keeps_the_first_features(small: nn.Module) -> None:
 def test_any_size(small: nn.Module, size: tuple[int, int]) -> None:
     with torch.no_grad():
         assert small(image(1, 3, *size)).isfinite().all()
+
+
+def test_weights_may_be_channels_last(small: nn.Module) -> None:
+    x = image(2)
+    converted = copy.deepcopy(small).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(converted(x.contiguous(memory_format=torch.channels_last)), small(x))
 
 
 def test_input_variants(small: nn.Module) -> None:

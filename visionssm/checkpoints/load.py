@@ -49,18 +49,22 @@ def convert(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     tensors = as_tensors(layout.unwrap(state))
     ours = model.state_dict()
     if set(tensors) <= set(ours) or set(ours) <= set(tensors):
-        return tensors  # ours; what is too much, the strict check after this names
+        return _reshape(tensors, ours, layout)  # ours; what is too much, the strict check after this names
     converted = layout.rename(tensors)
     if layout.convert is not None:
         converted = layout.convert(converted, model)
-    for key, tensor in converted.items():
-        wanted = ours.get(key)
-        if wanted is None or wanted.numel() != tensor.numel():
-            continue
-        if any(re.search(pattern, key) for pattern in layout.reshape):
-            converted[key] = tensor.reshape(wanted.shape)
+    converted = _reshape(converted, ours, layout)
     # a damaged file of ours is told by its own names, not by those that a conversion makes of them
     return min((converted, tensors), key=lambda state: sum(map(len, _misfits(state, ours))))
+
+
+def _reshape(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The state with our shapes where the layout allows another of as many elements."""
+    shaped = dict(state)
+    for key in state.keys() & ours.keys():
+        if state[key].numel() == ours[key].numel() and any(re.search(pattern, key) for pattern in layout.reshape):
+            shaped[key] = state[key].reshape(ours[key].shape)
+    return shaped
 
 
 def check(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> None:

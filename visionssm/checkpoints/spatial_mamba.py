@@ -34,4 +34,5 @@ LAYOUT = Layout(
         (r"\.state_fusion\.kernel_3_2$", ".fusion.kernels#2"),
         (r"\.state_fusion\.alpha$", ".fusion.alpha"),
     ),
+    reshape=(r"\.fusion\.kernels$",),  # which are all of them in one dimension
 )

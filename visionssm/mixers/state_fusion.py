@@ -34,20 +34,25 @@ class FuseStates(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.kernels = nn.Parameter(torch.ones(3, dim, 1, 3, 3))
+        self.kernels = nn.Parameter(torch.ones(3 * dim, 1, 3, 3))  # 4-D, as memory_format=channels_last asks of a model
         self.alpha = nn.Parameter(torch.ones(3))
+
+    def scaled_kernels(self) -> Tensor:
+        """Each kernel times its factor: (3, D, 3, 3)."""
+        return self.alpha.view(3, 1, 1, 1) * self.kernels.view(3, -1, 3, 3)
 
     def merged_kernel(self) -> Tensor:
         """The three kernels as one: (D, 1, 11, 11)."""
-        merged = self.kernels.new_zeros(self.kernels.shape[1], 1, 11, 11)
+        scaled = self.scaled_kernels()
+        merged = scaled.new_zeros(scaled.shape[1], 1, 11, 11)
         for i, d in enumerate((1, 3, 5)):
-            merged[:, :, 5 - d : 6 + d : d, 5 - d : 6 + d : d] += self.alpha[i] * self.kernels[i]
+            merged[:, 0, 5 - d : 6 + d : d, 5 - d : 6 + d : d] += scaled[i]
         return merged
 
     def forward(self, h_BHWD: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, H, W, D)."""
         if torch.is_grad_enabled() or h_BHWD.device.type == "cpu":
-            return fuse_dilated(h_BHWD, self.alpha.view(3, 1, 1, 1) * self.kernels.squeeze(2))
+            return fuse_dilated(h_BHWD, self.scaled_kernels())
         padded = F.pad(h_BHWD.permute(0, 3, 1, 2), (5, 5, 5, 5), mode="replicate")
         return F.conv2d(padded, self.merged_kernel(), groups=h_BHWD.shape[3]).permute(0, 2, 3, 1)
 
