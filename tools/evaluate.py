@@ -34,6 +34,7 @@ from visionssm.engine.command_line import (
     Job,
     add_device_options,
     open_device,
+    positive,
     print_table,
     run_job,
     user_errors,
@@ -59,12 +60,12 @@ def parse() -> argparse.Namespace:
     group = parser.add_argument_group("all but detection, segmentation", argument_default=argparse.SUPPRESS)
     group.add_argument("--split", help="which part (default: validation); volumes: also all")
     group = parser.add_argument_group("classification", argument_default=argparse.SUPPRESS)
-    group.add_argument("--batch-size", type=int)
+    group.add_argument("--batch-size", type=positive)
     group.add_argument("--workers", type=int)
-    group.add_argument("--image-size", type=int, help="in place of the model's own test size")
+    group.add_argument("--image-size", type=positive, help="in place of the model's own test size")
     group.add_argument("--crop-pct", type=float, help="in place of the model's own")
     group.add_argument("--skip-corrupt", action="store_true", help="name unreadable images and go on")
-    group.add_argument("--classes", type=int, help="print at most so many classes (default 50)")
+    group.add_argument("--classes", type=positive, help="print at most so many classes (default 50)")
     group.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")
     group = parser.add_argument_group("restoration", argument_default=argparse.SUPPRESS)
     group.add_argument("--degraded", metavar="FOLDER", help="the same pictures degraded; else it is done here")
@@ -98,7 +99,12 @@ def classify(args: argparse.Namespace) -> None:
     accelerator = open_device(args)
     model: Any = load_classifier(args.model, checkpoint=args.checkpoint).to(accelerator.device)
     embedded = args.data == "digits" or args.data.startswith("hfds/")
-    data = DataConfig(name=args.data if embedded else "folder", path=None if embedded else args.data)
+    data = DataConfig(
+        name=args.data if embedded else "folder",
+        path=None if embedded else args.data,
+        crop_pct=args.crop_pct,
+        workers=args.workers,
+    )
     source = open_source(data, args.split, classes=model.pretrained_cfg.get("label_names"))
     if len(source.classes) != model.num_classes:
         raise DataError(f"{args.data} has {len(source.classes)} classes, {args.model} {model.num_classes} outputs")
@@ -125,6 +131,23 @@ def classify(args: argparse.Namespace) -> None:
         plot_confusion(scores.confusion.numpy(), source.classes, args.confusion, title=args.model)
 
 
+def split_of(args: argparse.Namespace) -> SplitConfig:
+    if args.split != "validation" and args.data != "photographs":
+        raise UserError(f"--split {args.split} is for the embedded photographs; {args.data} is measured as a whole")
+    if args.degraded is None:
+        if args.template is not None:
+            raise UserError("--template names the files of --degraded, which is not given")
+        return SplitConfig(clean=(args.data,))
+    return SplitConfig(clean=(args.data,), degraded=(args.degraded,), template=args.template or "{}")
+
+
+def tiling_of(args: argparse.Namespace) -> Tiling:
+    given = {name: value for name in ("tile", "overlap") if (value := getattr(args, name)) is not None}
+    if given and args.tiles != "tiles":
+        raise UserError(f"--{next(iter(given))} needs --tiles tiles")
+    return Tiling(mode=args.tiles, **given)
+
+
 def restore(args: argparse.Namespace) -> None:
     accelerator = open_device(args)
     restorer = load_restorer(args.model, checkpoint=args.checkpoint)
@@ -133,11 +156,8 @@ def restore(args: argparse.Namespace) -> None:
         degradation = DegradationConfig(noise=args.noise, jpeg=args.jpeg)
     if args.degraded is None and restorer.scale == 1 and degradation == DegradationConfig():
         raise DataError(f"say what {args.model} removes: --degraded FOLDER, --noise SIGMA or --jpeg QUALITY")
-    split = SplitConfig(
-        clean=(args.data,), degraded=() if args.degraded is None else (args.degraded,), template=args.template
-    )
-    source = open_pictures(split, args.split, scale=restorer.scale, channels=restorer.channels)
-    tiling = Tiling(mode=args.tiles, tile=args.tile, overlap=args.overlap)
+    source = open_pictures(split_of(args), args.split, scale=restorer.scale, channels=restorer.channels)
+    tiling = tiling_of(args)
     shown: list[Any] = []
 
     def keep(name: str, *rest: Any) -> None:
@@ -225,14 +245,14 @@ JOBS = {
         {
             "split": "validation",
             "degraded": None,
-            "template": "{}",
+            "template": None,
             "noise": None,
             "jpeg": None,
             "rgb": False,
             "border": None,
             "tiles": "published",
-            "tile": 192,
-            "overlap": 16,
+            "tile": None,
+            "overlap": None,
             "ensemble": False,
             "pictures": None,
         },

@@ -30,6 +30,7 @@ from visionssm.engine.command_line import (
     Job,
     add_device_options,
     open_device,
+    positive,
     print_table,
     run_job,
     user_errors,
@@ -51,10 +52,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--skip-corrupt", action="store_true", help="name unreadable images and go on")
     group = parser.add_argument_group("classification", argument_default=argparse.SUPPRESS)
-    group.add_argument("--top", type=int, help="classes per image (default 3)")
-    group.add_argument("--batch-size", type=int, help="images at a time (default 32)")
+    group.add_argument("--top", type=positive, help="classes per image (default 3)")
+    group.add_argument("--batch-size", type=positive, help="images at a time (default 32)")
     group.add_argument("--sheet", metavar="PNG", help="write the images with their predictions")
-    group.add_argument("--sheet-images", type=int, help="at most so many on the sheet (default 48)")
+    group.add_argument("--sheet-images", type=positive, help="at most so many on the sheet (default 48)")
     group = parser.add_argument_group("classification, detection, segmentation", argument_default=argparse.SUPPRESS)
     group.add_argument("--json", metavar="FILE", help="write all predictions")
     group = parser.add_argument_group("detection", argument_default=argparse.SUPPRESS)

@@ -131,7 +131,9 @@ def test_the_averaged_weights_are_preferred_where_published_figures_are_theirs()
 def test_a_checkpoint_of_our_trainers_gives_what_they_export(average: bool, wanted, model, tmp_path: Path) -> None:
     raw = {name: tensor * 0 for name, tensor in wanted.items()} if average else dict(wanted)
     weights = {"model": raw, "ema": dict(wanted) if average else None}
-    save_checkpoint(tmp_path / "best.pt", {"config": {}, "state": {"epoch": 3}, **weights, "optimizer": {}, "scaler": None})
+    save_checkpoint(
+        tmp_path / "best.pt", {"config": {}, "state": {"epoch": 3}, **weights, "optimizer": {}, "scaler": None}
+    )
     assert_loaded(visionssm.load_official(model, tmp_path / "best.pt"), wanted)
 
 

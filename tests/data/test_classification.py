@@ -89,7 +89,7 @@ def test_classes_are_matched_by_name(images: Path) -> None:
 @pytest.mark.parametrize("augment", AUGMENTS, ids=lambda augment: augment.library)
 @pytest.mark.parametrize("name", ["folder", "digits"])
 def test_what_spawned_loader_processes_get_can_be_pickled(images: Path, name: str, augment: AugmentConfig) -> None:
-    source = open_source(DataConfig(name=name, path=str(images)), "train")
+    source = open_source(DataConfig(name=name, path=str(images) if name == "folder" else None), "train")
     dataset = LabelledImages(source, transform=build_train_transform(augment, STATS))
     again = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(dataset[0, 1]["image"], again[0, 1]["image"])
@@ -210,6 +210,12 @@ def test_randaugment_survives_every_strength() -> None:
     transform = build_train_transform(AugmentConfig(auto_augment="rand-m10-n8-inc1"), STATS)
     for seed in range(40):  # at full strength posterize keeps 0 bits
         transform(image, seed)
+
+
+@pytest.mark.parametrize("policy", ["bogus", "rand-m9-q3"])
+def test_unknown_policies_are_named(policy: str) -> None:
+    with pytest.raises(DataError, match=rf"augment\.auto_augment='{policy}' is no policy"):
+        build_train_transform(AugmentConfig(auto_augment=policy), STATS)
 
 
 def test_albumentations_choices_are_independent() -> None:

@@ -263,7 +263,9 @@ def test_an_exploding_learning_rate_is_caught(recipe, epochs: int) -> None:
 def test_a_run_is_not_overwritten_by_accident(recipe) -> None:
     config = recipe(run={"epochs": 1})
     train_classifier(config, cpu=True)
-    with pytest.raises(UserError, match=r"already holds a run \(checkpoints/last\.pt\); continue it with --resume auto"):
+    with pytest.raises(
+        UserError, match=r"already holds a run \(checkpoints/last\.pt\); continue it with --resume auto"
+    ):
         train_classifier(config, cpu=True)
     changed = recipe(run={"epochs": 1}, optimizer={"lr": 0.5})
     with pytest.raises(CheckpointError, match=r"optimizer\.lr was 0\.001, is 0\.5"):
@@ -316,11 +318,40 @@ def test_a_model_without_its_checkpoints_is_not_overwritten_by_accident(recipe) 
         ({"schedule": {"warmup_epochs": 9}}, "must be less than run.epochs=2"),
         ({"run": {"precision": "fp16"}}, "fp16 needs a GPU"),
         ({"data": {"name": "folder", "path": "nowhere"}}, "nowhere: no such folder"),
+        ({"model": {"kwargs": {"num_classes": 5}}}, "model.kwargs.num_classes cannot be set: the data say"),
+        ({"model": {"kwargs": {"in_chans": 1}}}, "model.kwargs.in_chans cannot be set: images are read in RGB"),
+        ({"run": {"output": __file__}}, "test_training.py is a file; choose a folder"),
+        ({"run": {"output": f"{__file__}/run"}}, "test_training.py is a file; choose a folder"),
     ],
 )
 def test_what_does_not_fit_is_named(recipe, sections: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         train_classifier(recipe(**sections), cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("augment", {"pipeline": [{"HorizontalFlip": {}}]}, "augment.pipeline needs augment.library=albumentations"),
+        ("augment", {"hflip": 7}, "augment.hflip=7.0 must be at least 0 and at most 1"),
+        ("augment", {"scale": [1.0, 0.1]}, r"augment.scale=\(1.0, 0.1\) must ascend"),
+        ("mix", {"mixup": -1}, "mix.mixup=-1.0 must be at least 0"),
+        ("mix", {"prob": 7}, "mix.prob=7.0 must be at least 0 and at most 1"),
+        ("loss", {"smoothing": 2}, "loss.smoothing=2.0 must be at least 0 and less than 1"),
+        ("ema", {"decay": 2}, "ema.decay=2.0 must be at least 0 and less than 1"),
+        ("optimizer", {"lr": -1}, "optimizer.lr=-1.0 must be at least 0"),
+        ("optimizer", {"betas": [2, 3]}, r"optimizer.betas=\(2.0, 3.0\) must be at least 0 and less than 1"),
+        ("optimizer", {"clip_grad": -1}, "optimizer.clip_grad=-1.0 must be more than 0"),
+        ("optimizer", {"layer_decay": 0}, "optimizer.layer_decay=0.0 must be more than 0 and at most 1"),
+        ("data", {"crop_pct": 0}, "data.crop_pct=0.0 must be more than 0 and at most 1"),
+        ("data", {"eval_batch_size": 0}, "data.eval_batch_size=0 must be at least 1"),
+        ("data", {"std": [0, 0, 0]}, r"data.std=\(0.0, 0.0, 0.0\) must be more than 0"),
+        ("data", {"path": "/nonexistent"}, "data.path=/nonexistent is not read: the digits are embedded"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(recipe, section: str, values: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recipe(**{section: values})
 
 
 def test_a_corrupt_training_image_stops_or_is_recorded(recipe, tmp_path: Path) -> None:

@@ -40,6 +40,13 @@ def test_corrupt_images_stop_unless_skipped(run_folder, digit_folder, tmp_path, 
     assert len(result["predictions"]) == len(result["skipped"]) == 1
 
 
+@pytest.mark.parametrize("option", [("--top", -1), ("--batch-size", 0), ("--batch-size", "-3"), ("--sheet-images", 0)])
+def test_numbers_that_cannot_be_meant_are_refused(option, run_folder, digit_folder, monkeypatch, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run("predict", monkeypatch, run_folder, digit_folder, *option)
+    assert f"argument {option[0]}: '{option[1]}' must be a whole number of at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [("none.png", "no such image"), ("*.none", "matches no file"), ("EMPTY", "holds no images")],

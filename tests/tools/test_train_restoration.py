@@ -129,7 +129,32 @@ def test_a_checkpoint_replaces_the_weights_of_a_run(restorer, photo, tmp_path, m
     assert torch.equal(loaded.conv_first.weight, other.conv_first.weight)
     Image.fromarray(photo).save(tmp_path / "in.png")
     with pytest.raises(SystemExit, match=r"error: .*none\.pth"):
-        run("predict", monkeypatch, restorer, tmp_path / "in.png", "--output", tmp_path / "out", "--checkpoint", "none.pth")
+        run(
+            "predict",
+            monkeypatch,
+            restorer,
+            tmp_path / "in.png",
+            "--output",
+            tmp_path / "out",
+            "--checkpoint",
+            "none.pth",
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tile", 8, "--overlap", 2), "--tile needs --tiles tiles"),
+        (("--tiles", "whole", "--overlap", 2), "--overlap needs --tiles tiles"),
+        (("--template", "{}x2"), "--template names the files of --degraded"),
+        (("--split", "bogus"), "--split bogus is for the embedded photographs"),
+        (("--border", -1), "border=-1 must be at least 0"),
+    ],
+)
+def test_options_without_effect_are_refused(restorer, photo, options, message, tmp_path, monkeypatch) -> None:
+    Image.fromarray(photo).save(tmp_path / "in.png")
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        run("evaluate", monkeypatch, restorer, "--data", tmp_path, *options)
 
 
 def test_frames_of_a_video(restorer, photo, tmp_path, monkeypatch) -> None:

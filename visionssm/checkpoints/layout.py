@@ -26,7 +26,7 @@ def unwrap(file: Mapping[str, object], wrappers: Sequence[str] = WRAPPERS) -> Ma
         file: what was read.
         wrappers: keys that may hold the state dict, the preferred first.
     """
-    for key in ("ema", "model") if OURS <= file.keys() else wrappers:
+    for key in ("ema", "model") if file.keys() >= OURS else wrappers:
         inner = file.get(key)
         if isinstance(inner, Mapping):
             return unwrap(inner, wrappers)

@@ -20,7 +20,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from visionssm.data.digits import DIGIT_CLASSES, load_digit_images
-from visionssm.data.errors import DataError, UserError, did_you_mean
+from visionssm.data.errors import DataError, UserError, did_you_mean, require_range
 from visionssm.data.seeding import seed_of
 from visionssm.data.transforms import TrainTransform
 
@@ -74,6 +74,16 @@ class DataConfig:
     eval_batch_size: int = 256
     workers: int = 4
     skip_corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        require_range(self, "data", "image_size", "eval_batch_size", least=1)
+        require_range(self, "data", "crop_pct", above=0, most=1)
+        require_range(self, "data", "std", above=0)
+        require_range(self, "data", "workers", least=0)
+        if self.name == "digits" and self.path is not None:
+            raise DataError(
+                f"data.path={self.path} is not read: the digits are embedded; set data.name=folder, or no path"
+            )
 
 
 class CorruptImage(DataError):

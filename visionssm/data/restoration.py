@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from visionssm.data.classification import PICTURE_TYPES, CorruptImage
 from visionssm.data.degradations import DegradationConfig, degrade, degrade_region
-from visionssm.data.errors import DataError, UserError
+from visionssm.data.errors import DataError, UserError, require_range
 from visionssm.data.photographs import load_photographs
 from visionssm.data.pictures import read_picture
 from visionssm.data.sampling import CropBatches, PatchStage
@@ -54,6 +54,7 @@ class SplitConfig:
     crop: int | None = None
 
     def __post_init__(self) -> None:
+        require_range(self, "data.<part>", "limit", "crop", least=1)
         if self.degraded and len(self.degraded) != len(self.clean):
             raise DataError(
                 f"{len(self.clean)} clean and {len(self.degraded)} degraded folders: give one for each, or none"
@@ -86,6 +87,10 @@ class RestorationDataConfig:
     recolour: bool = False
     workers: int = 4
     cache: int = 0
+
+    def __post_init__(self) -> None:
+        require_range(self, "data", "patch_size", least=1)
+        require_range(self, "data", "workers", "cache", least=0)
 
 
 class PictureSource(Protocol):

@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import posterize
 
-from visionssm.data.errors import DataError, did_you_mean
+from visionssm.data.errors import DataError, did_you_mean, require_range
 from visionssm.data.seeding import seed_of, seeded
 
 __all__ = [
@@ -57,6 +57,17 @@ class AugmentConfig:
     random_erasing: float = 0.0
     erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
     pipeline: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require_range(self, "augment", "scale", above=0, most=1)
+        require_range(self, "augment", "ratio", above=0)
+        require_range(self, "augment", "hflip", "vflip", "random_erasing", least=0, most=1)
+        require_range(self, "augment", "color_jitter", least=0)
+        for name in ("scale", "ratio"):
+            if list(getattr(self, name)) != sorted(getattr(self, name)):
+                raise DataError(f"augment.{name}={getattr(self, name)} must ascend")
+        if self.pipeline and self.library != "albumentations":
+            raise DataError(f"augment.pipeline needs augment.library=albumentations, not {self.library}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,27 +119,31 @@ def build_train_transform(augment: AugmentConfig, stats: InputStats) -> TrainTra
     """The augmentation of a recipe as a function of (image, seed).
 
     Raises:
-        DataError: If albumentations has no such transform or does not take its arguments.
+        DataError: If albumentations has no such transform or does not take its arguments, or timm no such policy.
     """
     if augment.library == "albumentations":
         return _Albumentations(augment.pipeline, stats)
     if augment.library == "none":
         return build_plain_transform(stats)
-    transform: Any = create_transform(
-        input_size=(len(stats.mean), *stats.size),
-        is_training=True,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        hflip=augment.hflip,
-        vflip=augment.vflip,
-        color_jitter=augment.color_jitter,
-        auto_augment=augment.auto_augment,
-        interpolation=augment.interpolation,
-        mean=stats.mean,
-        std=stats.std,
-        re_prob=augment.random_erasing,
-        re_mode=augment.erasing_mode,
-    )
+    try:
+        transform: Any = create_transform(
+            input_size=(len(stats.mean), *stats.size),
+            is_training=True,
+            scale=augment.scale,
+            ratio=augment.ratio,
+            hflip=augment.hflip,
+            vflip=augment.vflip,
+            color_jitter=augment.color_jitter,
+            auto_augment=augment.auto_augment,
+            interpolation=augment.interpolation,
+            mean=stats.mean,
+            std=stats.std,
+            re_prob=augment.random_erasing,
+            re_mode=augment.erasing_mode,
+        )
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"augment.auto_augment={augment.auto_augment!r} is no policy of timm's: {reason}") from error
     _repair_posterize(transform)
     return _Seeded(transform)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionssm.data.classification import DataConfig, LabelledImages, Source, build_loader, open_source
-from visionssm.data.errors import UserError
+from visionssm.data.errors import UserError, require_range
 from visionssm.data.sampling import EvalBatches, UpdateBatches
 from visionssm.data.seeding import seed_of, seeded
 from visionssm.data.transforms import AugmentConfig, InputStats, build_plain_transform, build_train_transform
@@ -55,6 +55,10 @@ class MixConfig:
     mode: Literal["batch", "pair", "elem"] = "batch"
     until: float = 1.0
 
+    def __post_init__(self) -> None:
+        require_range(self, "mix", "mixup", "cutmix", least=0)
+        require_range(self, "mix", "prob", "switch_prob", "until", least=0, most=1)
+
     @property
     def on(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
@@ -74,6 +78,11 @@ class LossConfig:
     smoothing: float = 0.0
     mesa: float = 0.0
     mesa_start: float = 0.25
+
+    def __post_init__(self) -> None:
+        require_range(self, "loss", "smoothing", least=0, below=1)
+        require_range(self, "loss", "mesa", least=0)
+        require_range(self, "loss", "mesa_start", least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from visionssm.data.errors import UserError
 from visionssm.engine.loop import open_accelerator
 from visionssm.engine.models import task_of
 
-__all__ = ["Job", "add_device_options", "open_device", "print_table", "run_job", "user_errors"]
+__all__ = ["Job", "add_device_options", "open_device", "positive", "print_table", "run_job", "user_errors"]
 
 
 # what only some jobs need, so that it is imported when they begin
@@ -38,6 +38,13 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(f"error: {error.name} is not installed: pip install 'visionssm[{extra}]'") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, as argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,7 @@ __all__ = [
 
 CARD = "config.json"  # of a run folder: says what the model is
 UNET = "vmamba_unet"  # made of MONAI's encoders, which the registry of models does without
+DECIDED = {"num_classes": "the data say how many classes there are", "in_chans": "images are read in RGB"}
 EXPORTED = ("model.safetensors", CARD)
 
 
@@ -73,6 +74,9 @@ def build_classifier(config: ModelConfig, *, num_classes: int, image_size: int |
     """
     if ":" not in config.name and not is_model(config.name.partition(".")[0]):
         raise UserError(f"model.name={config.name!r} is not a model; {did_you_mean(config.name, timm.list_models())}")
+    for name, origin in DECIDED.items():
+        if name in config.kwargs:
+            raise UserError(f"model.kwargs.{name} cannot be set: {origin}")
     options: dict[str, Any] = {"num_classes": num_classes, **config.kwargs}
     if config.drop_path is not None:
         options["drop_path_rate"] = config.drop_path

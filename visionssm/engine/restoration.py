@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionssm.data.degradations import DegradationConfig, resize
-from visionssm.data.errors import UserError
+from visionssm.data.errors import UserError, require_range
 from visionssm.data.restoration import (
     PatchSet,
     PictureSource,
@@ -61,6 +61,9 @@ class PixelLossConfig:
     name: Literal["l1", "charbonnier"] = "l1"
     eps: float = 1e-3
 
+    def __post_init__(self) -> None:
+        require_range(self, "loss", "eps", above=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixupConfig:
@@ -73,6 +76,10 @@ class MixupConfig:
 
     alpha: float | None = None
     prob: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_range(self, "mix", "alpha", above=0)
+        require_range(self, "mix", "prob", least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,9 @@ class MetricConfig:
     y_only: bool = True
     border: int | None = None
     tiling: Tiling = field(default_factory=Tiling)
+
+    def __post_init__(self) -> None:
+        require_range(self, "metric", "border", least=0)
 
     def border_at(self, scale: int) -> int:
         return self.border if self.border is not None else (scale if scale > 1 else 0)

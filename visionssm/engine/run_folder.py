@@ -152,9 +152,11 @@ def starting_point(run: RunSettings, resume: str, accelerator: Accelerator) -> P
 
     Raises:
         CheckpointError: If a checkpoint is missing, or not visible to this process.
-        UserError: If the folder holds a run and the recipe does not allow to overwrite it.
+        UserError: If the folder cannot be one, or holds a run and the recipe does not allow to overwrite it.
     """
     folder = Path(run.output)
+    if file := next((place for place in (folder, *folder.parents) if place.is_file()), None):
+        raise UserError(f"run.output={folder}: {file} is a file; choose a folder")
     path = find_checkpoint(folder / "checkpoints", resume)
     known = [None if path is None else str(path)]
     broadcast_object_list(known)

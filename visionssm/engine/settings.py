@@ -11,7 +11,7 @@ from timm.scheduler import MultiStepLRScheduler, create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from visionssm.data.errors import did_you_mean
+from visionssm.data.errors import did_you_mean, require_range
 from visionssm.engine.config import ConfigError
 
 __all__ = [
@@ -145,6 +145,13 @@ class OptimizerConfig:
     layer_decay: float | None = None
     clip_grad: float | None = None
 
+    def __post_init__(self) -> None:
+        require_range(self, "optimizer", "lr", "weight_decay", least=0)
+        require_range(self, "optimizer", "betas", "momentum", least=0, below=1)
+        require_range(self, "optimizer", "layer_decay", above=0, most=1)
+        require_range(self, "optimizer", "clip_grad", above=0)
+        require_range(self, "optimizer", "lr_base_batch", least=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -168,6 +175,10 @@ class ScheduleConfig:
     milestones: tuple[int, ...] = ()
     decay_rate: float = 0.5
 
+    def __post_init__(self) -> None:
+        require_range(self, "schedule", "warmup_lr", "min_lr", least=0)
+        require_range(self, "schedule", "power", "decay_rate", above=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
@@ -180,6 +191,9 @@ class EmaConfig:
 
     decay: float | None = None
     warmup: bool = False
+
+    def __post_init__(self) -> None:
+        require_range(self, "ema", "decay", least=0, below=1)
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module, *, batch_size: int) -> torch.optim.Optimizer:
