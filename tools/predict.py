@@ -7,6 +7,8 @@ python tools/predict.py mambairv2_light_x2 photo.jpg --output restored --memory 
 python tools/predict.py runs/volume_demo scan.nii.gz dicom_folder/ --output labels
 python tools/predict.py segmamba_brats2023 BraTS/ --checkpoint weights.pt --recipe RECIPE --output labels
 
+Images to classify are read as timm reads them: EXIF orientation is not applied.
+
 Restored pictures are PNG files of the input's depth (8 or 16 bits), upright, with transparency and, at 8 bits, colour profile;
 frames of a video go to a folder. By default pictures are cut as the published figures were made (side // 200 + 1 pieces, a
 tenth of overlap); --tile or --memory cut into tiles of one size that fade into each other.

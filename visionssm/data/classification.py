@@ -215,7 +215,7 @@ def open_source(config: DataConfig, split: str, *, classes: Sequence[str] | None
     if config.name == "folder":
         root = _split_root(config.path, split)
         try:
-            reader = _folder_reader(root) if root.is_dir() else create_dataset("", root=str(root)).reader
+            reader = _local_reader(root)
         except (RuntimeError, ValueError, AssertionError, OSError) as error:
             raise DataError(f"{root}: no images found ({' '.join(str(error).split())})") from error
         return TimmSource(reader, where=str(root), classes=classes)
@@ -224,9 +224,13 @@ def open_source(config: DataConfig, split: str, *, classes: Sequence[str] | None
     raise DataError(f"data.name={config.name!r} is not a data set; {did_you_mean(config.name, KINDS)}")
 
 
-def _folder_reader(root: Path) -> ReaderImageFolder:
-    _refuse_empty_classes(root)
-    return ReaderImageFolder(str(root), input_key=";".join(PICTURE_TYPES))
+def _local_reader(root: Path) -> Any:
+    """timm's reader for a folder or a tar file."""
+    if root.is_dir():
+        _refuse_empty_classes(root)
+        return ReaderImageFolder(str(root), input_key=";".join(PICTURE_TYPES))
+    dataset: Any = create_dataset("", root=str(root))
+    return dataset.reader
 
 
 def _hugging_face_reader(config: DataConfig, split: str) -> Any:
