@@ -279,8 +279,13 @@ def test_an_interrupted_overwrite_leaves_nothing_of_the_run_before(recipe, monke
     config = recipe(run={"epochs": 1, "tensorboard": True})
     folder = Path(config.run.output)
     train_classifier(config, cpu=True)
-    with pytest.raises(UserError, match="is not a model"):  # what cannot start destroys nothing
-        train_classifier(recipe(model={"name": "test_vite"}, run={"overwrite": True}), cpu=True)
+    for wrong in (
+        {"model": {"name": "test_vite"}},
+        {"augment": {"auto_augment": "bogus"}},
+        {"schedule": {"name": "cosin"}},
+    ):
+        with pytest.raises(UserError):  # what cannot start destroys nothing
+            train_classifier(recipe(**wrong, run={"overwrite": True}), cpu=True)
     assert timm.create_model(f"local-dir:{folder}", pretrained=True)
 
     def stop(*args: Any) -> None:

@@ -92,8 +92,6 @@ class Run:
         """
         config, accelerator = self.config, self.accelerator
         recipe = dump_config(config)
-        if self.checkpoint is None and accelerator.is_main_process:
-            _clear(self.folder)
         logger = RunLogger(self.folder, active=accelerator.is_main_process, tensorboard=config.run.tensorboard)
         try:
             built = task(logger)
@@ -113,6 +111,8 @@ class Run:
                 trainer.resume(self.checkpoint, changed_recipe=self.changed_recipe)
                 logger.say(f"resumed {self.checkpoint} at update {trainer.updates_done}")
             elif accelerator.is_main_process:
+                for name in RESULTS:  # an interrupted run shall never serve the model or figures of the one before
+                    (self.folder / name).unlink(missing_ok=True)
                 write_atomic(self.folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False).encode())
             device = f"{accelerator.num_processes} x {accelerator.device.type}"
             logger.say(f"{config.model.name}: {about}, {device}, output {self.folder}")
@@ -170,13 +170,10 @@ def starting_point(run: RunSettings, resume: str, accelerator: Accelerator) -> P
             "or choose another run.output"
         )
     accelerator.wait_for_everyone()
+    if path is None and accelerator.is_main_process:
+        for events in (folder / "tensorboard").glob("events.*"):
+            events.unlink()
     return path
-
-
-def _clear(folder: Path) -> None:
-    """Removes what a run before left but its recipe, so that an interrupted one never serves another's model or figures."""
-    for path in (*(folder / name for name in RESULTS), *(folder / "tensorboard").glob("events.*")):
-        path.unlink(missing_ok=True)
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
