@@ -22,7 +22,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 import visionssm
-from visionssm.checkpoints.read import read_checkpoint
+from visionssm.checkpoints.layout import unwrap
+from visionssm.checkpoints.read import as_tensors, read_checkpoint
 from visionssm.data.errors import UserError, did_you_mean
 from visionssm.engine.checkpoint import write_atomic
 from visionssm.engine.config import ConfigError, build_config, dump_config, load_config
@@ -159,7 +160,7 @@ def load_weights(model: nn.Module, file: str) -> None:
     model = bare(model)
     try:
         if isinstance(model, VMambaUNet):
-            model.load_state_dict({name: torch.as_tensor(value) for name, value in read_checkpoint(file).items()})
+            model.load_state_dict(as_tensors(unwrap(read_checkpoint(file))))
         else:
             visionssm.load_official(model, file)
     except (RuntimeError, ValueError, OSError) as error:
