@@ -120,7 +120,7 @@ def test_lbvim_alternates_the_direction_from_layer_to_layer() -> None:
     tables = [block.mixer.paths.scan.routes((2, 3))[0].tolist() for block in model.blocks]
     forward = list(range(6))
     assert tables == [forward, forward[::-1]] * 12
-    assert {block.mixer.segment for block in model.blocks} == {0}
+    assert {block.mixer.kernel.segment for block in model.blocks} == {0}
     assert model.cls_token is None
 
 

@@ -535,7 +535,7 @@ def test_ill_sections() -> None:
     for values, message in (
         ({"axcodes": "RAA"}, "axcodes"),
         ({"validation": 0.5, "test": 0.5}, "leave cases"),
-        ({"regions": {"x": [2]}}, "labels 0 to 1"),
+        ({"regions": {"x": [2]}}, "labels, 0 to 1"),
     ):
         with pytest.raises(DataError, match=message):
             VolumeDataConfig(**values)  # pyright: ignore
