@@ -180,6 +180,8 @@ def test_a_fixed_size_is_plain_in_any_order(name: str, options: dict[str, Any], 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # torch's own, while it loads
 def test_plain_program_needs_torch_alone(tmp_path: Path) -> None:
+    # which must not leave its sizes behind
+    export_model(small(), tmp_path / "fixed.pt2", image_shape=SHAPE, plain=True, open_size=False)
     export_model(small(), tmp_path / "model.pt2", image_shape=SHAPE, plain=True)
     code = (
         f"import sys, torch; m = torch.export.load({str(tmp_path / 'model.pt2')!r}).module(); "

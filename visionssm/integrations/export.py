@@ -282,6 +282,9 @@ def _plain_program(model: nn.Module, images: Tensor, open_size: bool) -> Exporte
     module: Any = program.module()
     if _store_routes(module):
         program = _export(module, images, open_size)
+    # torch compiles the loop of `_carry` by itself and asks first whether what an earlier export of a fixed size left fits, which
+    # would fix the sizes of this one
+    torch.compiler.reset()
     try:
         return program.run_decompositions(table)
     except ExportError:
